@@ -1,0 +1,50 @@
+"""The vocabulary that every kernel shares: batches, classifiers, and the functions they exchange.
+
+Kernels receive functions (`LogitsFn`, `DeltaX`) and arrays, never a config, a model object or a path.
+Images are float32 `[B, H, W, C]` (Spheres: `[B, 500]`) in `IMAGE_RANGE`; labels are int32 `[B]`; every
+epsilon and step size is in the units of that range (MNIST's usual 0.3 of [0, 1] is 0.6 here).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+IMAGE_RANGE = (-1.0, 1.0)
+
+Array = jax.Array
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, as Flax returns them
+LogitsFn = Callable[[Array], Array]  # images [B, ...] -> logits [B, K]
+DeltaX = Callable[..., Array]  # (image, label, target, index) -> [B, ...], a vector to class `target`
+Attack = Callable[..., Array]  # (logits_fn, key, image, label, epsilon[, step_size]) -> images
+
+
+class Batch(NamedTuple):
+    """A batch of examples; `index` is each example's place in its data set (it keys cached Δx)."""
+
+    image: Array
+    label: Array
+    index: Array
+
+
+class Classifier(NamedTuple):
+    """A model as two pure functions.
+
+    init(key) -> variables {"params", "batch_stats"}.
+    apply(variables, image, train=False) -> (logits [B, K], batch_stats): in training mode the returned
+    statistics are the updated ones, otherwise those that came in. Normalisation of the input belongs to
+    the model. Two-class models compute one score s and return `binary_logits(s)`.
+    """
+
+    init: Callable[[Array], Variables]
+    apply: Callable[..., tuple[Array, Any]]
+
+
+def binary_logits(score: Array) -> Array:
+    """Presents a binary classifier's one output s `[B]` or `[B, 1]` as logits (-s/2, +s/2) `[B, 2]`.
+
+    Their softmax is sigmoid(s), so that every formula for K classes holds for two as it stands.
+    """
+    half = score.reshape(score.shape[0]) / 2
+    return jnp.stack([-half, half], axis=-1)

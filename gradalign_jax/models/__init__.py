@@ -1,0 +1,23 @@
+"""Models, found by file name: `create("resnet", num_classes=10)` calls `create` of models/resnet.py."""
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from gradalign_jax.types import Classifier
+
+
+def create(name: str, **options: Any) -> Classifier:
+    """Returns `create(**options)` of the module of this package called `name`.
+
+    Raises ValueError, naming the nearest valid names, if there is no such module or it creates nothing.
+    """
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name in names:
+        module = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(module, "create"):
+            return module.create(**options)
+    models = [other for other in names if hasattr(importlib.import_module(f"{__name__}.{other}"), "create")]
+    nearest = difflib.get_close_matches(name, models, cutoff=0.0)
+    raise ValueError(f"no model called {name!r}; the nearest are: {', '.join(nearest)}")

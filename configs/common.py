@@ -1,0 +1,109 @@
+"""Every key of a run with its default. Plain data: nothing here imports the package.
+
+A data set's file calls `classifier(argument, tasks)` with what follows the colon of
+`--config=configs/mnist.py:pgd,smoke`: a task, then optional flags. Any key can be changed from the command line
+(`--config.attack.epsilon=0.2`). Images live in [-1, 1]; every ε and step size is in those units, twice the usual
+ones of [0, 1]. "facts" below are the settings of the code behind the paper's tables.
+"""
+
+import difflib
+import math
+
+from ml_collections import ConfigDict
+
+METHODS = ("baseline", "align", "pgd")
+
+
+def parse(argument: str | None, tasks: tuple[str, ...]) -> tuple[str, bool]:
+    """Splits "pgd,smoke" into its task and whether it is a smoke run; names the nearest word for a wrong one."""
+    words = [word.strip() for word in (argument or tasks[0]).split(",")]
+    for word in words:
+        if word not in (*tasks, "smoke"):
+            near = difflib.get_close_matches(word, (*tasks, "smoke"), 1, 0)
+            raise ValueError(
+                f"unknown task or flag {word!r} in --config=...:{argument}; did you mean {near[0]!r}? "
+                f"Tasks of this data set: {', '.join(tasks)}; flag: smoke"
+            )
+    chosen = [word for word in words if word != "smoke"]
+    if len(chosen) > 1:
+        raise ValueError(f"give one task, not {len(chosen)}: {', '.join(chosen)}")
+    return (chosen[0] if chosen else tasks[0]), "smoke" in words
+
+
+def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
+    """The keys of a classifier run, with the values that most data sets share."""
+    config = ConfigDict()
+    config.task = "classifier"  # a file of gradalign_jax/tasks
+    config.method = method  # baseline | align | pgd
+    config.seed = 0  # everything random derives from it
+    config.devices = 0  # number of devices; 0: all that are there
+    config.matmul_precision = "highest"  # of float32 products on GPU and TPU: highest | high | default
+
+    config.data = ConfigDict()
+    config.data.name = dataset
+    config.data.dir = ""  # of tensorflow_datasets; "": $TFDS_DATA_DIR, else its default place
+    config.data.cache = ""  # of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
+    config.data.limit = 0  # images per split; 0: all
+
+    config.model = ConfigDict(model)  # name: a file of gradalign_jax/models; the rest are options of its `create`
+    config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # adam | sgd
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.b1 = 0.0  # adam (facts 2: 0 and 0.9 for the binary data sets)
+    config.optimizer.b2 = 0.9
+    config.optimizer.momentum = 0.9  # sgd
+
+    config.train = ConfigDict()
+    config.train.batch_size = 12  # over all devices
+    config.train.epochs = 30
+    config.train.steps_per_epoch = 200  # 0: as many as the data set has whole batches
+    config.train.log_every = 50  # steps, rounded down to a divisor of the epoch
+    config.train.checkpoint_minutes = 5.0  # besides the one after every epoch
+
+    config.align = ConfigDict()  # for method align
+    config.align.weight = 0.1  # λ_α (Eq. 9)
+
+    config.attack = ConfigDict()  # PGD L∞, for training by method pgd, for validation and for the test
+    config.attack.epsilon = 0.3  # of pgd training (paper A.1)
+    config.attack.step_size = 0.02  # η (facts 6.3)
+    config.attack.steps = 40  # k
+    config.attack.loss = "margin"  # margin | cross_entropy
+    config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's own range where wider
+
+    config.validate = ConfigDict()
+    config.validate.every_epochs = 1
+    config.validate.images = 0  # the first so many of the validation split; 0: all
+    config.validate.first_epoch = 0  # earlier epochs (from 0) are not candidates for the best one
+    config.validate.epsilons = ()  # the L∞ grid; its ε50% selects the epoch
+
+    config.evaluate = ConfigDict()  # of the best epoch, on the test split
+    config.evaluate.images = 0  # the first so many of the test split; 0: all
+    config.evaluate.block = 100  # images per device and program
+    config.evaluate.linf_epsilons = ()
+    config.evaluate.l2_epsilons = ()
+    config.evaluate.l2_step_size = 0.02 * math.sqrt(dimensions)  # η∞ √n (§14 row 35)
+    return config
+
+
+def scaled(epsilons: tuple[float, ...], dimensions: int) -> tuple[float, ...]:
+    """The L2 grid that the paper pairs with an L∞ grid: ε √n."""
+    return tuple(epsilon * math.sqrt(dimensions) for epsilon in epsilons)
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks a run to a minute or two on a laptop's CPU, on real data and through every stage."""
+    config.data.limit = 512
+    config.train.epochs = 2
+    config.train.steps_per_epoch = 4
+    config.train.batch_size = min(config.train.batch_size, 16)
+    config.train.log_every = 2
+    config.validate.images = 32
+    config.evaluate.images = 32
+    config.evaluate.block = 32
+    config.attack.steps = min(config.attack.steps, 5)
+    for grid in ("linf_epsilons", "l2_epsilons"):
+        config.evaluate[grid] = config.evaluate[grid][1::3]
+    config.validate.epsilons = config.validate.epsilons[1::3]
+    return config

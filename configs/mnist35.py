@@ -1,0 +1,20 @@
+"""MNIST-3/5: the digits 3 and 5 (paper 3.1, facts 1.4).
+
+    python -m gradalign_jax.main --config=configs/mnist35.py:pgd --workdir=runs/mnist35_pgd
+
+Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx, ᾱ_x): baseline 99.3 .198 2.36 .171 .013; align 99.5 .357 3.88 .678
+.196; pgd 99.5 .547 4.20 .345 .040. A run is 30 epochs of 200 batches of 12.
+"""
+
+from configs import common
+
+
+def get_config(argument: str | None = None):
+    """baseline | align | pgd, and smoke."""
+    method, smoke = common.parse(argument, common.METHODS)
+    model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
+    config = common.classifier("mnist35", method, dimensions=28 * 28, model=model)
+    config.evaluate.linf_epsilons = (0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
+    config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 28 * 28)
+    config.validate.epsilons = config.evaluate.linf_epsilons
+    return common.smoke(config) if smoke else config

@@ -1,0 +1,31 @@
+"""Spheres: two concentric spheres in 500 dimensions (paper 2.1; Gilmer et al. 2018), drawn on the device.
+
+    python -m gradalign_jax.main --config=configs/spheres.py:pgd --workdir=runs/spheres_pgd
+
+Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx): baseline 99.4 .0058 .099 .659; align 100 .0076 .133 .886;
+pgd 100 .0073 .126 .851. An epoch is 10,000 batches of 50 (facts 1.1), a run 800,000 steps.
+"""
+
+from configs import common
+
+
+def get_config(argument: str | None = None):
+    """baseline | align | pgd, and smoke."""
+    method, smoke = common.parse(argument, common.METHODS)
+    model = {"name": "mlp"}
+    config = common.classifier("spheres", method, dimensions=500, model=model)
+    config.train.batch_size = 50
+    config.train.epochs = 80
+    config.train.steps_per_epoch = 10_000
+    config.train.log_every = 500
+    config.attack.epsilon = 0.005
+    config.attack.step_size = 0.002
+    config.validate.epsilons = (0.002, 0.004, 0.006, 0.008, 0.01, 0.02)
+    config.evaluate.linf_epsilons = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02)
+    config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 500)
+    config.evaluate.l2_step_size = 0.002 * 500**0.5
+    if smoke:  # cheap enough to keep its grids, its attack and its images
+        config.train.epochs = 4
+        config.train.steps_per_epoch = {"baseline": 1000, "align": 1000, "pgd": 250}[method]
+        config.train.log_every = 50
+    return config

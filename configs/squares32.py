@@ -1,0 +1,20 @@
+"""Squares32: the squares at 32 x 32 in range (facts 1.3), the conditional GAN's set with a known Δx.
+
+    python -m gradalign_jax.main --config=configs/squares32.py:align --workdir=runs/squares32_align
+
+The paper trains no classifier on it; the settings here are those of Squares, the input mapping that of MNIST.
+"""
+
+from configs import common
+
+
+def get_config(argument: str | None = None):
+    """baseline | align | pgd, and smoke."""
+    method, smoke = common.parse(argument, common.METHODS)
+    model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "unit"}
+    config = common.classifier("squares32", method, dimensions=32 * 32, model=model)
+    config.attack.epsilon = 0.2
+    config.evaluate.linf_epsilons = (0.002, 0.006, 0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 32 * 32)
+    config.validate.epsilons = config.evaluate.linf_epsilons
+    return common.smoke(config) if smoke else config

@@ -1,0 +1,88 @@
+"""Projected gradient descent (Madry et al. 2018), as the paper attacks and trains with it (section 3.1, Eq. 17)."""
+
+import jax
+import jax.numpy as jnp
+
+from gradalign_jax.attacks.ball import BALLS, per_image
+from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
+
+
+def _cross_entropy(logits: Array, label: Array) -> Array:
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+
+
+def _margin(logits: Array, label: Array) -> Array:
+    """max_{j≠y} logit_j - logit_y. With two classes this is linear in the score, so its gradient never vanishes."""
+    is_label = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
+    other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+    return other - jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+
+
+LOSSES = {"cross_entropy": _cross_entropy, "margin": _margin}
+
+
+def image_keys(key: Array, count: int) -> Array:
+    """One key per image: `key` itself where it already is a batch of keys, else folded with each position."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key.ndim == (1 if typed else 2):
+        return key
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+
+
+def make(
+    norm: str = "linf",
+    steps: int = 40,
+    random_start: bool = True,
+    loss: str = "cross_entropy",
+    bounds: tuple[float, float] = IMAGE_RANGE,
+) -> Attack:
+    """Builds `attack(logits_fn, key, image, label, epsilon, step_size) -> image`.
+
+    From a uniform point of the ε-ball around the image (or the image itself), `steps` times: a step of `step_size`
+    in the direction of steepest ascent of the loss, then back into the ball around the original image, then into
+    `bounds`. The last iterate is returned; it carries no gradient. ε and step size are traced: a scalar or one per
+    image, in the image's units, so a new value never recompiles. `key` is one key, or one per image `[B]`: with
+    those, an image's start does not depend on who shares its batch.
+
+    Args:
+      norm: "linf" or "l2".
+      steps: number of gradient steps.
+      random_start: start at a uniform point of the ball.
+      loss: "cross_entropy", or "margin" (max_{j≠y} logit_j - logit_y; the choice for two classes).
+      bounds: smallest and largest value of an attacked image. Pixels outside are clamped even at ε = 0.
+
+    Raises:
+      ValueError: on an unknown norm or loss, a negative number of steps, or bounds that are not ascending.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> attack = make("linf", steps=3, random_start=False)
+      >>> logits_fn = lambda x: jnp.stack([x.sum(-1), -x.sum(-1)], -1)
+      >>> attack(logits_fn, jax.random.key(0), jnp.zeros((1, 2)), jnp.array([0]), 0.25, 0.1)
+      Array([[-0.25, -0.25]], dtype=float32)
+    """
+    if norm not in BALLS:
+        raise ValueError(f"unknown norm {norm!r}: use one of {sorted(BALLS)}")
+    if loss not in LOSSES:
+        raise ValueError(f"unknown attack loss {loss!r}: use one of {sorted(LOSSES)}")
+    if steps < 0 or not bounds[0] < bounds[1]:
+        raise ValueError(f"steps must be >= 0 and bounds ascending, got steps={steps}, bounds={tuple(bounds)}")
+    ball, loss_fn = BALLS[norm], LOSSES[loss]
+
+    def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, step_size) -> Array:
+        image = jax.lax.stop_gradient(image)
+        ascend = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), label)))
+
+        def into_range(delta):
+            return jnp.clip(image + ball.project(delta, epsilon), *bounds)
+
+        def step(_, x):
+            return into_range(x + per_image(step_size, x) * ball.steepest_ascent(ascend(x)) - image)
+
+        start = image
+        if random_start:
+            noise = jax.vmap(ball.random_start)(image_keys(key, image.shape[0]), image)
+            start = jnp.clip(image + per_image(epsilon, image) * noise, *bounds)
+        return jax.lax.stop_gradient(jax.lax.fori_loop(0, steps, step, start))
+
+    return attack

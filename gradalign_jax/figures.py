@@ -1,0 +1,54 @@
+"""Pictures of a classifier run: error over ε, and input gradients beside the images they belong to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+# Spheres has no picture; the attacks' and this layout of its 500 coordinates is the authors' (facts 7).
+_SPHERES_SHAPE = (20, 25, 1)
+
+
+def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
+    """Error rate over ε, one panel an attack, with the threshold that ε50% crosses."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), layout="constrained", squeeze=False)
+    for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
+        epsilons = np.asarray(curve["epsilons"])
+        axis.plot(epsilons, curve["errors"], "o-", markersize=4)
+        axis.axhline(curve["threshold"], color="grey", linewidth=0.8, linestyle="--")
+        axis.set_xscale("symlog", linthresh=float(epsilons[epsilons > 0].min()))
+        axis.set(xlabel="ε", ylabel="error rate", ylim=(-0.02, 1.02), title=name)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _picture(image: np.ndarray) -> np.ndarray:
+    return image.reshape(_SPHERES_SHAPE) if image.ndim == 1 else image
+
+
+def draw_gradients(path: Path, image: Any, gradient: Any, delta_x: Any | None) -> None:
+    """Rows x, ∇ℓ(x) and, where it is known, Δx; vectors are scaled image by image to the full range of the map."""
+    rows = {"x": (image, "gray"), "∇ℓ(x)": (gradient, "RdBu_r")}
+    if delta_x is not None:
+        rows["Δx"] = (delta_x, "RdBu_r")
+    columns = len(image)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.4 * columns, 1.5 * len(rows)), layout="constrained", squeeze=False
+    )
+    for line, (name, (values, colours)) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for axis, value in zip(line, np.asarray(values, np.float32), strict=True):
+            axis.set(xticks=[], yticks=[])
+            picture = _picture(value)
+            limit = 1.0 if name == "x" and value.ndim > 1 else max(float(np.abs(picture).max()), 1e-30)
+            if picture.shape[-1] == 3:
+                axis.imshow(np.clip(picture / limit / 2 + 0.5, 0, 1))
+            else:
+                axis.imshow(picture[..., 0], cmap=colours, vmin=-limit, vmax=limit)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,104 @@
+"""Runs one experiment.
+
+    python -m gradalign_jax.main --config=configs/spheres.py:pgd --workdir=runs/spheres_pgd
+    python -m gradalign_jax.main --config=configs/cifar10.py:pgd,smoke --config.seed=1 --workdir=runs/smoke
+
+The config file's argument names the task (baseline, align, pgd) and optional flags (smoke). Any key can be changed:
+--config.attack.epsilon=0.01. The same command typed again goes on where the run was stopped.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gradalign_jax import settings
+
+# Not the flag's own default: that one is loaded while the flag is defined, where no error can be explained.
+_DEFAULT = "configs/spheres.py:align,smoke"
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"config file, and after a colon task[,flag]; default {_DEFAULT}"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; default: runs/ and the config's name")
+
+
+def _explain(error: Exception) -> str:
+    """One line from what the flag parser raises, which holds whole tracebacks at times."""
+    text = str(error)
+    if missing := re.search(r"No such file or directory: '([^']+)'", text):
+        path = Path(missing[1])
+        present = sorted(file.name for file in path.parent.glob("*.py") if file.stem != "common")
+        near = difflib.get_close_matches(path.name, present, 1, 0)
+        return f"no config file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    if raised := re.findall(r"^\s*\w*Error: (.+)$", text, re.MULTILINE):
+        return raised[-1]
+    if isinstance(error, AttributeError | KeyError):  # ml_collections' answer to a misspelt key
+        key = re.search(r"'(\w+)\\?'", text)
+        near = re.search(r'Did you mean "(\w+)"', text)
+        return f"the config has no key {key[1] if key else text!r}" + (f"; did you mean {near[1]!r}?" if near else "")
+    return " ".join(text.split())
+
+
+def _fail(message: str) -> None:
+    print(f"gradalign_jax: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags and checks the config's values, all before JAX is imported."""
+    if not any(re.match("--?config(=|$)", argument) for argument in argv):
+        argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
+    try:
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS.help or flags.FLAGS.helpshort or flags.FLAGS.helpfull:
+            app.usage(writeto_stdout=True)
+            sys.exit(0)
+        if rest[1:]:
+            raise ValueError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+        settings.check(_CONFIG.value)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(_explain(error))
+    return rest
+
+
+def default_workdir(config_path: str) -> str:
+    """runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke."""
+    file, _, argument = config_path.partition(":")
+    return os.path.join("runs", "_".join([Path(file).stem, *filter(None, argument.split(","))]))
+
+
+def main(argv: list[str]) -> None:
+    """Sets JAX up, opens the run's directory and hands the config to its task."""
+    del argv
+    config = _CONFIG.value
+    path = _WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    logging.set_verbosity(logging.WARNING)
+    import jax
+
+    # Programs compiled once are read back by the next start; set before the first array.
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "gradalign_jax", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    from gradalign_jax import summary
+    from gradalign_jax.workdir import Workdir
+
+    try:
+        workdir = Workdir(path, config.to_dict())
+        outcome = workdir.result()
+        if outcome is None:
+            outcome = importlib.import_module(f"gradalign_jax.tasks.{config.task}").run(config, workdir)
+    except ValueError as error:
+        if type(error) is ValueError and os.environ.get("GRADALIGN_JAX_TRACEBACK"):
+            raise
+        _fail(str(error))
+    print(f"{summary.table(outcome)}\n{workdir.path}/result.json")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,75 @@
+"""The multilayer perceptron of the Spheres experiments."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradalign_jax.types import Array, Classifier, Variables, binary_logits
+
+
+def torch_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Draws a kernel [..., fan_in, fan_out] from U(±1/√fan_in), PyTorch's default for linear and conv layers.
+
+    fan_in is the product of all axes but the last. Reference: torch.nn.Linear.reset_parameters.
+    """
+    bound = math.prod(shape[:-1]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Linear(nn.Module):
+    """A dense layer with PyTorch's default initialisation of kernel and bias: U(±1/√fan_in)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, fan_in] to [B, features]."""
+        bound = x.shape[-1] ** -0.5
+        kernel = self.param("kernel", torch_uniform, (x.shape[-1], self.features))
+        bias = self.param("bias", jax.random.uniform, (self.features,), x.dtype, -bound, bound)
+        return x @ kernel + bias
+
+
+class MLP(nn.Module):
+    """Linear, ReLU, frozen batch norm for each hidden layer, then a linear layer.
+
+    The batch norm comes after the ReLU and never sees the batch: its statistics stay at mean 0 and
+    variance 1, so that it is an affine map per unit with trainable weight and bias.
+    """
+
+    outputs: int
+    hidden: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, features] to [B, outputs]."""
+        for features in self.hidden:
+            x = nn.relu(Linear(features)(x))
+            x = nn.BatchNorm(use_running_average=True, epsilon=1e-5)(x)
+        return Linear(self.outputs)(x)
+
+
+def create(
+    num_classes: int = 2, binary: bool = True, hidden: Sequence[int] = (1000, 1000), input_size: int = 500
+) -> Classifier:
+    """Returns the classifier of images [B, input_size] (1,507,001 parameters as it stands).
+
+    binary: one output s, presented as `binary_logits(s)`; needs num_classes == 2.
+    Raises ValueError if binary is asked for with another number of classes.
+    Reference: the authors' Spheres classifier; paper, "Spheres".
+    """
+    if binary and num_classes != 2:
+        raise ValueError(f"binary=True needs num_classes=2, got {num_classes}")
+    network = MLP(1 if binary else num_classes, tuple(hidden))
+
+    def init(key: Array) -> Variables:
+        return network.init(key, jnp.zeros((1, input_size)))
+
+    def apply(variables: Variables, image: Array, train: bool = False) -> tuple[Array, dict]:
+        output = network.apply(variables, image)
+        return (binary_logits(output) if binary else output), variables["batch_stats"]
+
+    return Classifier(init, apply)

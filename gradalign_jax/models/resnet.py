@@ -1,0 +1,179 @@
+"""ResNet-18, in the shapes of torchvision's and of the usual CIFAR variant.
+
+Reference: torchvision.models.resnet18; He et al. 2016.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from gradalign_jax.models.conv import conv
+from gradalign_jax.models.mlp import Linear, torch_uniform
+from gradalign_jax.types import Array, Classifier, Variables, binary_logits
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+WIDTHS = (64, 128, 256, 512)
+INPUT_MAPPINGS = {"raw": (1.0, 0.0), "unit": (0.5, 0.5)}  # scale and shift ahead of the normalisation
+STEMS = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}  # kernel size, stride, padding
+CONV_INITS = {"imagenet": nn.initializers.variance_scaling(2.0, "fan_out", "normal"), "cifar": torch_uniform}
+
+
+class Conv(nn.Module):
+    """A convolution without bias, zero padded on all sides alike (PyTorch's rule, not "SAME")."""
+
+    features: int
+    size: int
+    stride: int
+    padding: int
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, I] to [B, h, w, features]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        return conv(x, self.param("kernel", self.kernel_init, shape), self.stride, self.padding)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as PyTorch has it: momentum 0.1, eps 1e-5, running variance unbiased.
+
+    frozen: use the stored statistics whatever the mode; weight and bias stay trainable.
+    axis_name: the mapped axis over which a batch is spread; its statistics are those of the whole batch.
+    Reference: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm.
+    """
+
+    frozen: bool = False
+    axis_name: str | None = None
+    momentum: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Normalises [B, H, W, C] over all axes but the last."""
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        weight = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean, var = running_mean.value, running_var.value
+        if train and not self.frozen:
+            mean, var, count = self._batch_statistics(x)
+            if not self.is_initializing():
+                rate, unbiased = self.momentum, var * (count / max(count - 1, 1))
+                running_mean.value = lax.stop_gradient((1 - rate) * running_mean.value + rate * mean)
+                running_var.value = lax.stop_gradient((1 - rate) * running_var.value + rate * unbiased)
+        scale = weight * lax.rsqrt(var + 1e-5)
+        return x * scale + (bias - mean * scale)
+
+    def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
+        """Returns mean, biased variance and number of the pixels of the whole batch."""
+        average = partial(lax.pmean, axis_name=self.axis_name) if self.axis_name else lambda a: a
+        count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
+        mean = average(x.mean((0, 1, 2)))
+        return mean, average(jnp.square(x - mean).mean((0, 1, 2))), count
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, itself a 1x1 convolution where the shape changes."""
+
+    features: int
+    stride: int
+    conv: Callable
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps [B, H, W, I] to [B, H/stride, W/stride, features], both rounded up."""
+        y = self.conv(self.features, 3, self.stride, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train))
+        y = self.conv(self.features, 3, 1, 1, name="conv2")(y)
+        y = self.norm(name="bn2")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(self.features, 1, self.stride, 0, name="downsample_0")(x)
+            x = self.norm(name="downsample_1")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet18(nn.Module):
+    """The 18-layer residual network; layers are named after torchvision's ("layer1_0", "fc", ...)."""
+
+    outputs: int
+    stem: str
+    input_mapping: str
+    frozen_norm: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Array:
+        """Maps images [B, H, W, 1 or 3] to [B, outputs]."""
+        conv_layer = partial(Conv, kernel_init=CONV_INITS[self.stem])
+        norm = partial(BatchNorm, self.frozen_norm, self.axis_name)
+        x = conv_layer(WIDTHS[0], *STEMS[self.stem], name="conv1")(normalise(image, self.input_mapping))
+        x = nn.relu(norm(name="bn1")(x, train))
+        if self.stem == "imagenet":
+            x = max_pool(x)
+        for stage, features in enumerate(WIDTHS):
+            for block in range(2):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = BasicBlock(features, stride, conv_layer, norm, name=f"layer{stage + 1}_{block}")(x, train)
+        return Linear(self.outputs, name="fc")(x.mean((1, 2)))
+
+
+def normalise(image: Array, input_mapping: str) -> Array:
+    """Applies ImageNet's mean and deviation to images in [-1, 1]; grey ones are broadcast to 3 channels.
+
+    "unit" maps them to [0, 1] first, "raw" does not.
+    """
+    scale, shift = INPUT_MAPPINGS[input_mapping]
+    return (image * scale + shift - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+
+
+def max_pool(x: Array) -> Array:
+    """Maximum over 3x3 windows, stride 2, padded by one with -inf (`[B, H, W, C]`)."""
+    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+
+
+def create(
+    num_classes: int,
+    binary: bool = False,
+    channels: int = 3,
+    stem: str = "imagenet",
+    frozen_norm: bool = True,
+    input_mapping: str = "unit",
+    axis_name: str | None = None,
+) -> Classifier:
+    """Returns a ResNet-18 on images [B, H, W, channels].
+
+    num_classes, binary: outputs; binary has one output s, presented as `binary_logits(s)`.
+    channels: 1 (grey, broadcast to 3 inside) or 3.
+    stem: "imagenet" (7x7 stride 2, max pool; torchvision's initialisation) or "cifar" (3x3 stride 1, no
+      pool; PyTorch's default initialisation).
+    frozen_norm: batch norm keeps to its stored statistics; otherwise it uses the batch's in training.
+    input_mapping: "unit", images to [0, 1] ahead of ImageNet's mean and deviation, or "raw", as they are.
+    axis_name: the mapped axis over which batch statistics are taken together.
+    Raises ValueError if an option is none of these.
+    """
+    if binary and num_classes != 2:
+        raise ValueError(f"binary=True needs num_classes=2, got {num_classes}")
+    given = {"channels": channels, "stem": stem, "input_mapping": input_mapping}
+    valid = {"channels": (1, 3), "stem": STEMS, "input_mapping": INPUT_MAPPINGS}
+    for name, value in given.items():
+        if value not in valid[name]:
+            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, valid[name]))}")
+    network = ResNet18(1 if binary else num_classes, stem, input_mapping, frozen_norm, axis_name)
+
+    def init(key: Array) -> Variables:
+        return jax.jit(partial(network.init, train=False))(key, jnp.zeros((1, 32, 32, channels)))
+
+    def apply(variables: Variables, image: Array, train: bool = False) -> tuple[Array, dict]:
+        if image.shape[-1] != channels:
+            raise ValueError(f"images {image.shape} do not have the model's {channels} channels")
+        output, state = network.apply(variables, image, train, mutable=["batch_stats"])
+        return (binary_logits(output) if binary else output), state["batch_stats"]
+
+    return Classifier(init, apply)

@@ -1,0 +1,109 @@
+"""ε50%: the perturbation size at which half of a data set is misclassified, read off an error curve."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+class EpsilonHalf(float):
+    """A float that also says how it was read.
+
+    `threshold` is the error rate whose crossing it is: 0.5, or less on a curve that never clearly passes 0.5.
+    `censored` is true on such a curve, and where there is no crossing at all: the number then describes the
+    attack's strongest setting rather than 50 % error.
+    """
+
+    threshold: float
+    censored: bool
+
+    def __new__(cls, value: float, threshold: float, censored: bool) -> "EpsilonHalf":
+        self = super().__new__(cls, value)
+        self.threshold, self.censored = threshold, censored
+        return self
+
+
+def _check(epsilons: Sequence[float], errors: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    eps, err = np.asarray(epsilons, float), np.asarray(errors, float)
+    if eps.ndim != 1 or eps.shape != err.shape or not eps.size:
+        raise ValueError(f"epsilons and errors must be equally long lists, got shapes {eps.shape} and {err.shape}")
+    if not np.all(np.diff(eps) > 0):
+        raise ValueError(f"epsilons must ascend, got {eps.tolist()}")
+    if not np.all((err >= 0) & (err <= 1)):
+        raise ValueError(f"errors must be rates between 0 and 1, got {err.tolist()}")
+    # The authors' lists begin with the training error registered at ε = -1; it is not a point of this curve.
+    return eps[eps >= 0], err[eps >= 0]
+
+
+def epsilon_half(epsilons: Sequence[float], errors: Sequence[float]) -> EpsilonHalf:
+    """The ε at which the error rate first reaches T = min(0.5, last error - 0.01), linearly interpolated.
+
+    Where even the strongest attack leaves the error at or below 51 %, T is 1 % under the last error, as in the
+    authors' code, and the result is marked `censored`. The first crossing counts. A curve that starts at or above
+    T gives 0 (already that wrong without an attack).
+
+    Args:
+      epsilons: ascending, the first usually 0 (the clean error); negative entries are dropped.
+      errors: error rates in [0, 1].
+
+    Raises:
+      ValueError: if the lists differ in length, ε does not ascend or an error is no rate.
+    """
+    eps, err = _check(epsilons, errors)
+    last = float(err[-1])
+    threshold = min(0.5, last - 0.01)
+    censored = last - 0.01 < 0.5
+    reached = np.flatnonzero(err >= threshold)
+    if not reached.size or reached[0] == 0:
+        return EpsilonHalf(0.0, threshold, censored)
+    i = int(reached[0])
+    fraction = (threshold - err[i - 1]) / (err[i] - err[i - 1])
+    return EpsilonHalf(float(eps[i - 1] + fraction * (eps[i] - eps[i - 1])), threshold, censored)
+
+
+def bracketed_epsilon_half(
+    error_at: Callable[[float], float], epsilons: Sequence[float], guess: float | None = None
+) -> tuple[EpsilonHalf, dict[float, float]]:
+    """`epsilon_half` of a curve that is expensive to measure, from the few points that decide it.
+
+    The interpolation uses two neighbouring grid points, so they are found by bisection over the grid, starting
+    around `guess` (the last epoch's value). On a monotone curve the result equals that of the whole grid; measured
+    points out of order make it fall back to the whole grid.
+
+    Args:
+      error_at: ε -> error rate; called at most once for each ε.
+      epsilons: the ascending grid, the clean ε = 0 included.
+      guess: where the crossing is expected.
+
+    Returns:
+      ε50% and the measured points {ε: error}, ascending.
+    """
+    grid = [float(e) for e in epsilons]
+    measured: dict[int, float] = {}
+
+    def error(i: int) -> float:
+        if i not in measured:
+            measured[i] = float(error_at(grid[i]))
+        return measured[i]
+
+    def bracket(threshold: float) -> tuple[int, int]:
+        low = max((i for i in measured if measured[i] < threshold), default=0)
+        return low, min((i for i in measured if i > low and measured[i] >= threshold), default=last)
+
+    last = len(grid) - 1
+    near = last if guess is None else int(np.clip(np.searchsorted(grid, guess), 1, last))
+    # A point at or above 51 % settles T = 0.5 without measuring the strongest attack.
+    strongest = error(near) if error(near) >= 0.51 else error(last)
+    threshold = min(0.5, strongest - 0.01)
+    error(near - 1 if measured[near] >= threshold else near + 1)
+    low, high = bracket(threshold)
+    while high - low > 1:
+        error((low + high) // 2)
+        low, high = bracket(threshold)
+    error(low)
+    points = sorted(measured)
+    if any(measured[a] > measured[b] for a, b in zip(points, points[1:], strict=False)):
+        for i in range(len(grid)):
+            error(i)
+        points = sorted(measured)
+    curve = {grid[i]: measured[i] for i in points}
+    return epsilon_half(list(curve), list(curve.values())), curve

@@ -1,0 +1,80 @@
+"""Refuses a config that cannot mean what was typed, before anything expensive is imported or run."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
+_COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
+_ZERO_OR_MORE: tuple[str, Callable[[Any], bool]] = ("must be >= 0", lambda v: v >= 0)
+
+
+def _one_of(*values: str) -> tuple[str, Callable[[Any], bool]]:
+    return f"must be one of {', '.join(values)}", lambda v: v in values
+
+
+_GRID: tuple[str, Callable[[Any], bool]] = (
+    "must be a tuple of ascending numbers > 0",
+    lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in zip(v, v[1:], strict=False)),
+)
+
+RULES = {
+    "method": _one_of("baseline", "align", "pgd"),
+    "devices": _ZERO_OR_MORE,
+    "matmul_precision": _one_of("highest", "high", "default"),
+    "data.limit": _ZERO_OR_MORE,
+    "optimizer.name": _one_of("adam", "sgd"),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.b1": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "optimizer.b2": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "optimizer.momentum": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "train.batch_size": _COUNT,
+    "train.epochs": _COUNT,
+    "train.steps_per_epoch": _ZERO_OR_MORE,
+    "train.log_every": _COUNT,
+    "train.checkpoint_minutes": _POSITIVE,
+    "align.weight": _ZERO_OR_MORE,
+    "attack.epsilon": _ZERO_OR_MORE,
+    "attack.step_size": _POSITIVE,
+    "attack.steps": _COUNT,
+    "attack.loss": _one_of("margin", "cross_entropy"),
+    "attack.clip": _one_of("range", "data"),
+    "validate.every_epochs": _COUNT,
+    "validate.images": _ZERO_OR_MORE,
+    "validate.first_epoch": _ZERO_OR_MORE,
+    "validate.epsilons": _GRID,
+    "evaluate.images": _ZERO_OR_MORE,
+    "evaluate.block": _COUNT,
+    "evaluate.linf_epsilons": _GRID,
+    "evaluate.l2_epsilons": _GRID,
+    "evaluate.l2_step_size": _POSITIVE,
+}
+
+
+def _look_up(config: ConfigDict, dotted: str) -> Any:
+    for key in dotted.split("."):
+        config = config[key]
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every value that can be checked without data or devices.
+
+    Raises:
+      ValueError: one line that names the key, its value and what it must be.
+    """
+    for key, (rule, holds) in RULES.items():
+        try:
+            value = _look_up(config, key)
+        except KeyError as error:
+            raise ValueError(f"config.{key} is missing: see configs/common.py") from error
+        numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
+        if not all(map(math.isfinite, numbers)) or not holds(value):
+            raise ValueError(f"config.{key}={value!r} {rule}")
+    if config.validate.first_epoch >= config.train.epochs:
+        raise ValueError(
+            f"config.validate.first_epoch={config.validate.first_epoch} leaves none of the "
+            f"{config.train.epochs} epochs to select from: lower it or raise config.train.epochs"
+        )

@@ -1,0 +1,69 @@
+"""A classifier run's outcome: the content of result.json, and the table that is printed beside the paper's numbers."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gradalign_jax import __version__, paper
+
+ALPHAS = ("alpha_delta_x", "alpha_x", "alpha_x_label", "alpha_x_target_label", "alpha_x_closest_predicted")
+_ROWS = {
+    "accuracy": "accuracy",
+    "pgd_linf": "ε50% PGD L∞",
+    "pgd_l2": "ε50% PGD L2",
+    "square_linf": "ε50% Square L∞",
+    "alpha_delta_x": "ᾱ_Δx  (Δx, Ψ_c̃ - Ψ_y)",
+    "alpha_x": "ᾱ_x   (x, Ψ_m)",
+    "alpha_x_label": "      (x, Ψ_y)",
+    "alpha_x_target_label": "      (x, Ψ_c̃ - Ψ_y)",
+    "alpha_x_closest_predicted": "      (x, Ψ_c* - Ψ_m)",
+}
+
+
+def result(
+    config: ConfigDict,
+    *,
+    accuracy: float,
+    epsilon_half: Mapping[str, float | None],
+    measured: Mapping[str, Any],
+    best: Mapping[str, Any],
+    seconds: float,
+    devices: list[str],
+    notes: list[str],
+) -> dict[str, Any]:
+    """What result.json holds: numbers as measured, None where nothing was."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {
+        "dataset": config.data.name,
+        "method": config.method,
+        "seed": config.seed,
+        "accuracy": accuracy,
+        "epsilon_half": dict(epsilon_half),
+        **{name: measured.get(name) for name in ALPHAS},
+        "curves": measured["curves"],
+        "best": dict(best),
+        "seconds": seconds,
+        "devices": devices,
+        "versions": {"gradalign_jax": __version__, "python": platform.python_version(), **versions},
+        "notes": notes,
+        "config": config.to_dict(),
+    }
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    """Measured numbers beside the paper's (Tables 2 and S2), for a terminal."""
+    numbers = paper.numbers(outcome["dataset"], outcome["method"])
+    values = {"accuracy": outcome["accuracy"], **outcome["epsilon_half"], **{a: outcome[a] for a in ALPHAS}}
+    lines = [f"{outcome['dataset']}, {outcome['method']}, seed {outcome['seed']}", f"{'':26}{'here':>10}{'paper':>10}"]
+
+    def cell(value: float | None) -> str:
+        return f"{'-' if value is None else format(value, '.4g'):>10}"
+
+    lines += [f"{name:26}{cell(values[key])}{cell(numbers.get(key))}" for key, name in _ROWS.items()]
+    half, alpha = outcome["epsilon_half"]["pgd_l2"], outcome["alpha_delta_x"]
+    if outcome["dataset"] == "spheres" and alpha:
+        lines.append(f"{'ε50% L2 / ᾱ_Δx':26}{cell(half / alpha)}{cell(0.15)}  (0.15 by Theorem 2)")
+    return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

@@ -1,0 +1,133 @@
+"""The three ways of training a classifier, as one pure step each, and many steps as one program.
+
+baseline: cross-entropy. align: cross-entropy minus λ_α times the alignment (Eq. 9, a double gradient).
+pgd: cross-entropy of adversarial images alone (Eq. 17). None but align looks at input gradients of the clean images.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradalign_jax import alignment
+from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Variables
+
+METHODS = ("baseline", "align", "pgd")
+
+
+class TrainState(NamedTuple):
+    """All that training changes. `step` counts finished steps; every key and the data order derive from it."""
+
+    variables: Variables
+    optimizer: optax.OptState
+    step: Array
+
+
+def create_state(classifier: Classifier, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    """A fresh state: `classifier.init(key)`, the optimiser's zeros, step 0."""
+    variables = classifier.init(key)
+    return TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
+
+
+def make_step(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    method: str,
+    *,
+    delta_x: DeltaX | None = None,
+    attack: Attack | None = None,
+    mean: Callable[[Any], Any] = lambda tree: tree,
+) -> Callable:
+    """Builds `step(state, batch, keys, settings) -> (state, metrics)`.
+
+    Args:
+      classifier, optimizer: the model's two functions and an optax transformation.
+      method: one of METHODS.
+      delta_x: for align: (image, label, target, index) -> `[B, ...]`.
+      attack: for pgd: as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
+      mean: averages gradients, statistics and metrics over devices; nothing to do on one.
+
+    The step's `keys` hold one key per image; `settings` holds the traced scalars it needs: `weight` (λ_α) for
+    align, `epsilon` and `step_size` for pgd. Metrics are batch means: `loss`, `error`, and `alignment` for align.
+
+    Raises:
+      ValueError: on an unknown method, or one whose `delta_x` or `attack` is missing.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: use one of {METHODS}")
+    if method == "align" and delta_x is None:
+        raise ValueError("method 'align' needs a Δx for this data set")
+    if method == "pgd" and attack is None:
+        raise ValueError("method 'pgd' needs an attack")
+
+    def loss_fn(params, statistics, batch: Batch, settings):
+        def apply(image):
+            return classifier.apply({"params": params, "batch_stats": statistics}, image, train=True)
+
+        metrics = {}
+        if method == "align":
+            logits, cosine, statistics = alignment.aligned_forward(apply, delta_x, *batch)
+            metrics["alignment"] = jnp.mean(cosine)
+        else:
+            logits, statistics = apply(batch.image)
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
+        if method == "align":
+            loss -= settings["weight"] * metrics["alignment"]
+        metrics |= {"loss": loss, "error": jnp.mean(jnp.argmax(logits, -1) != batch.label)}
+        return loss, (metrics, statistics)
+
+    def step(state: TrainState, batch: Batch, keys: Array, settings: dict[str, Array]):
+        variables = state.variables
+        if method == "pgd":
+
+            def logits_fn(image):
+                return classifier.apply(variables, image, train=False)[0]
+
+            image = attack(logits_fn, keys, batch.image, batch.label, settings["epsilon"], settings["step_size"])
+            batch = batch._replace(image=image)
+        gradients, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(
+            variables["params"], variables["batch_stats"], batch, settings
+        )
+        gradients, metrics, statistics = mean((gradients, metrics, statistics))
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, variables["params"])
+        variables = {"params": optax.apply_updates(variables["params"], updates), "batch_stats": statistics}
+        return TrainState(variables, optimizer_state, state.step + 1), metrics
+
+    return step
+
+
+def make_chunk(
+    step: Callable,
+    source: Callable,
+    length: int,
+    batch_size: int,
+    share: Callable[[Array], Array] = lambda rows: rows,
+) -> Callable:
+    """Builds `chunk(state, data, key, settings) -> (state, metrics [length])`: `length` steps as one program.
+
+    Args:
+      step: as `make_step` builds it.
+      source: (data, first step) -> at, called once a chunk; at(key, slots `[b]`, step) -> Batch: the examples in
+        those slots of that step's batch, `key` being that step's.
+      length: number of steps; the chunk starts wherever `state.step` stands.
+      batch_size: slots of a whole batch, over all devices.
+      share: this device's slots out of all.
+
+    The keys of a slot are those of (key, step, slot), so a resumed run equals an uninterrupted one.
+    """
+    slots = jnp.arange(batch_size)
+
+    def chunk(state: TrainState, data: Any, key: Array, settings: dict[str, Array]):
+        mine = share(slots)
+        at = source(data, state.step)
+
+        def body(state, _):
+            data_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+            keys = jax.vmap(lambda slot: jax.random.fold_in(attack_key, slot))(mine)
+            return step(state, at(data_key, mine, state.step), keys, settings)
+
+        return jax.lax.scan(body, state, length=length)
+
+    return chunk

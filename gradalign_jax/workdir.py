@@ -1,0 +1,196 @@
+"""A run's directory: the only file that writes one.
+
+    config.json          the resolved config
+    checkpoints/N/       Orbax; N.json beside it holds the hashes that make step N count as saved
+    metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
+    evaluation.jsonl     finished points of the final evaluation
+    result.json, *.png   the outcome
+
+Killed at any instant and started again with the same command, a run goes on from the last whole checkpoint.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+KEEP = 2
+# Keys that change where, how fast or how visibly a run goes, but not what it computes.
+FREE_KEYS = ("devices", "data.dir", "data.cache", "train.checkpoint_minutes")
+
+
+class RunError(ValueError):
+    """A run cannot start or go on; the message is one line with the cause and the remedy."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either absent or whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Workdir:
+    """One run's directory, held by one writer.
+
+    Args:
+      path: made if it is missing.
+      config: the resolved config as plain data; a directory of another config is refused, differing keys named.
+
+    Raises:
+      RunError: if the directory cannot be written, belongs to another config, or has a live writer.
+    """
+
+    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+        self.path = Path(path).absolute()
+        self.checkpoints = self.path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held for the life of the run)
+        except OSError as error:
+            raise RunError(f"cannot write --workdir={path}: {error.strerror}; choose another one") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another process is writing {path}: stop it or choose another --workdir") from error
+        self._claim(json.loads(json.dumps(config)))
+        self._board = None
+
+    def _claim(self, config: dict[str, Any]) -> None:
+        file = self.path / "config.json"
+        if file.exists():
+            before, now = (dict(_flatten(tree)) for tree in (json.loads(file.read_text()), config))
+            changed = [
+                f"{key} ({before.get(key)!r} -> {now.get(key)!r})"
+                for key in sorted(before.keys() | now.keys())
+                if before.get(key) != now.get(key) and key not in FREE_KEYS
+            ]
+            if changed:
+                raise RunError(
+                    f"{self.path} holds a run with another config: {', '.join(changed)}; "
+                    "type that run's command again, or choose another --workdir"
+                )
+        write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
+
+    # ---- checkpoints
+
+    def save(self, step: int, tree: Any) -> None:
+        """Saves a tree of arrays as checkpoint `step`. It counts once its hashes stand beside it."""
+        import orbax.checkpoint as ocp
+
+        folder = self.checkpoints / str(step)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(folder, tree, force=True)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunError(
+                f"cannot write checkpoint {step} in {self.checkpoints}: {error.strerror or error}; free space and "
+                "type the same command: the run goes on from the checkpoint before"
+            ) from error
+        write_atomically(self.checkpoints / f"{step}.json", json.dumps(_hashes(folder)))
+        for old in self._steps()[:-KEEP]:
+            (self.checkpoints / f"{old}.json").unlink()
+        for entry in self.checkpoints.iterdir():  # those without a manifest, half-written ones among them
+            if entry.is_dir() and not entry.with_name(f"{entry.name}.json").exists():
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        return sorted(int(file.stem) for file in self.checkpoints.glob("*.json"))
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest whole checkpoint in the structure of `like`, or None. Names damaged ones and goes past them."""
+        import orbax.checkpoint as ocp
+
+        for step in reversed(self._steps()):
+            folder = self.checkpoints / str(step)
+            if _hashes(folder) != json.loads((self.checkpoints / f"{step}.json").read_text()):
+                logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
+                continue
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(folder, like)
+        if self._steps():
+            raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
+        return None
+
+    # ---- metrics and results
+
+    def open_metrics(self, step: int) -> None:
+        """Drops the metrics after `step`, those of work that a kill undid, and opens for more."""
+        from tensorboardX import SummaryWriter
+
+        kept = [line for line in self._lines("metrics.jsonl") if line["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def metrics(self, step: int, **values: float) -> None:
+        """One line of metrics.jsonl, and the same scalars for TensorBoard."""
+        self._append("metrics.jsonl", {"step": step, **values})
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def points(self) -> list[dict[str, Any]]:
+        """The finished points of the evaluation."""
+        return self._lines("evaluation.jsonl")
+
+    def point(self, **values: Any) -> None:
+        """Records one finished point of the evaluation."""
+        self._append("evaluation.jsonl", values)
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        try:
+            with open(self.path / name, "a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / name}: {error.strerror}; free space and type it again") from error
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        file = self.path / name
+        lines = []
+        for text in file.read_text().splitlines() if file.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the last line of a killed writer
+                break
+        return lines
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result.json, or None."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json: the run is done."""
+        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,96 @@
+"""The same training steps in plain, sensible PyTorch: only the work that the method needs.
+
+A fused optimiser, no metrics, an attack that asks for the image's gradient alone, and for alignment one
+double gradient, with the K-row Jacobian only where there are more than two classes (its graph unrecorded).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launch.torch_peer.authors import Attack, DeltaX, closest_class
+
+
+def optimizer(model: nn.Module, name: str, **settings) -> torch.optim.Optimizer:
+    """Adam or SGD, fused."""
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    return kinds[name](model.parameters(), fused=True, **settings)
+
+
+def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
+    """Input gradients of all K logits `[B, K, ...]` by K backward passes through one kept graph."""
+    rows = [
+        torch.autograd.grad(logits[:, k].sum(), image, retain_graph=True)[0] for k in range(logits.shape[1])
+    ]
+    return torch.stack(rows, 1)
+
+
+def make_attack(
+    model: nn.Module, loss: str, epsilon: float, step_size: float, steps: int = 40, bounds=(-1.0, 1.0)
+) -> Attack:
+    """PGD in L∞ with a random start; loss "cross_entropy", or "margin" for a model with one score."""
+
+    def attack(image: Tensor, label: Tensor, start: Tensor | None = None) -> Tensor:
+        training = model.training
+        model.eval()
+        low, high = (image - epsilon).clamp(*bounds), (image + epsilon).clamp(*bounds)
+        x = (image + torch.empty_like(image).uniform_(-epsilon, epsilon)) if start is None else start.clone()
+        x = x.clamp_(*bounds).requires_grad_(True)
+        away = (1 - 2 * label).to(image.dtype)
+        for _ in range(steps):
+            output = model(x)
+            value = output @ away if loss == "margin" else F.cross_entropy(output, label, reduction="sum")
+            (gradient,) = torch.autograd.grad(value, x)
+            with torch.no_grad():
+                x.add_(gradient.sign_(), alpha=step_size).clamp_(low, high)
+        model.train(training)
+        return x.detach()
+
+    return attack
+
+
+def make_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: str,
+    *,
+    delta_x: DeltaX | None = None,
+    weight: float = 0.0,
+    attack: Attack | None = None,
+) -> Callable[..., Tensor]:
+    """Builds `step(image, label, start=None) -> loss`; method "baseline", "align" (λ_α = weight) or "pgd"."""
+
+    def step(image: Tensor, label: Tensor, start: Tensor | None = None) -> Tensor:
+        if method == "pgd":
+            image = attack(image, label, start)
+        if method == "align":
+            image = image.detach().requires_grad_(True)
+        output = model(image)
+        if output.ndim == 1:
+            loss = F.binary_cross_entropy_with_logits(output, label.to(output.dtype))
+        else:
+            loss = F.cross_entropy(output, label)
+        if method == "align":
+            loss = loss - weight * _alignment(output, image, label, delta_x)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _alignment(output: Tensor, image: Tensor, label: Tensor, delta_x: DeltaX) -> Tensor:
+    """Mean cosine of Δx with the input gradient of logit_target - logit_label."""
+    if output.ndim == 1:
+        target = 1 - label
+        value = output @ (1 - 2 * label).to(output.dtype)
+    else:
+        target = closest_class(output.detach(), input_jacobian(output, image), label)
+        direction = F.one_hot(target, output.shape[1]) - F.one_hot(label, output.shape[1])
+        value = (output * direction).sum()
+    (gradient,) = torch.autograd.grad(value, image, create_graph=True)
+    vector = delta_x(image, label, target).detach()
+    return F.cosine_similarity(vector.flatten(1), gradient.flatten(1), eps=1e-30).mean()

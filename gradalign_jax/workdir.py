@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
 
 KEEP = 2
@@ -110,7 +112,7 @@ class Workdir:
         folder = self.checkpoints / str(step)
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(folder, tree, force=True)
+                checkpointer.save(folder, jax.tree.map(np.asarray, tree), force=True)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise RunError(
@@ -137,7 +139,7 @@ class Workdir:
                 logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
                 continue
             with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(folder, like)
+                return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
         if self._steps():
             raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
         return None
@@ -192,5 +194,9 @@ class Workdir:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json: the run is done."""
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+
+    def close(self) -> None:
+        """Lets another writer in."""
         if self._board is not None:
             self._board.close()
+        self._lock.close()

@@ -8,8 +8,8 @@ A new data set is one function `name(data_dir, cache_dir, limit) -> Dataset` and
 
 import difflib
 import importlib
-import os
 
+from gradalign_jax.data.cache import Folder
 from gradalign_jax.data.dataset import DataError, Dataset, Split
 from gradalign_jax.data.pipeline import check, epoch_order, gather, padded_blocks, to_float
 
@@ -40,8 +40,8 @@ NAMES = tuple(_MODULES)
 
 def load(
     name: str,
-    data_dir: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    data_dir: Folder = None,
+    cache_dir: Folder = None,
     limit: int | None = None,
 ) -> Dataset:
     """Loads a data set of the paper (Table S1) onto the host.

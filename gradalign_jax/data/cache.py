@@ -15,16 +15,17 @@ import numpy as np
 from absl import logging
 
 Arrays = dict[str, np.ndarray]
+Folder = str | os.PathLike | None  # None: the default place
 
 
-def folder(cache_dir: str | os.PathLike | None = None) -> Path:
+def folder(cache_dir: Folder = None) -> Path:
     """Returns the cache folder: the argument, or $XDG_CACHE_HOME/gradalign_jax, or ~/.cache/gradalign_jax."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradalign_jax"
 
 
-def fetch(cache_dir: str | os.PathLike | None, key: str, source: Mapping, build: Callable[[], Arrays]) -> Arrays:
+def fetch(cache_dir: Folder, key: str, source: Mapping, build: Callable[[], Arrays]) -> Arrays:
     """Returns the arrays of entry `key`, from disk if they are whole and from `source`, else from `build()`.
 
     Args:
@@ -43,15 +44,15 @@ def fetch(cache_dir: str | os.PathLike | None, key: str, source: Mapping, build:
 
 def _read(root: Path, key: str, source: Mapping) -> Arrays | None:
     try:
-        manifest = json.loads((root / f"{key}.json").read_text())
+        text = (root / f"{key}.json").read_text()
+    except OSError:  # no entry; a folder that cannot be used is reported by `_write`
+        return None
+    try:
+        manifest = json.loads(text)
         if manifest["source"] != json.loads(json.dumps(source)):
             return None
         arrays = {name: np.load(root / f"{key}-{name}.npy") for name in manifest["sha256"]}
         damaged = [name for name, digest in manifest["sha256"].items() if _digest(arrays[name]) != digest]
-    except FileNotFoundError as error:
-        if Path(error.filename).suffix == ".json":
-            return None
-        damaged = [error.filename]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         damaged = [str(error)]
     if damaged:

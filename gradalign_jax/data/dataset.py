@@ -40,8 +40,3 @@ class Dataset(NamedTuple):
     sample: Callable | None = None
     delta_x: DeltaX | None = None
     notes: tuple[str, ...] = ()
-
-
-def first(split: Split, limit: int | None) -> Split:
-    """Returns the first `limit` examples of a split, or all of them for None."""
-    return Split(*(array[:limit] for array in split))

@@ -80,14 +80,14 @@ def prepare(name: str, data_dir: str | None = None) -> data.Dataset:
     Raises:
       DataError: the download failed or is not the expected file, or the result cannot be read.
     """
-    builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
     try:
+        builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # of the network, the server, the digest or the disk
+    except Exception as error:  # of the network, the server, the digest, the disk or another format
         cause = " ".join(str(error).split())[:300]
         raise data.DataError(
-            f"cannot prepare {name} in {builder.data_dir} ({type(error).__name__}: {cause}): check network and"
-            f" disk and run this again, or copy the folder from a machine where it is prepared"
+            f"cannot prepare {name} ({type(error).__name__}: {cause}): check network and disk and run this"
+            " again, or choose another --data_dir, or copy the folder from a machine where it is prepared"
         ) from error
     return data.load(name, data_dir=data_dir)
 

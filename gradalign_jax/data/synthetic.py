@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gradalign_jax.data import cache
+from gradalign_jax.data.cache import Folder
 from gradalign_jax.data.dataset import Dataset, Split
 from gradalign_jax.deltax import exact
 from gradalign_jax.types import Array, Batch
@@ -55,7 +56,7 @@ def sample_spheres(key: Array, count: int | None = None, *, indices: Array | Non
     return Batch(image, label, indices.astype(jnp.int32))
 
 
-def spheres(data_dir=None, cache_dir=None, limit=None) -> Dataset:
+def spheres(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None = None) -> Dataset:
     """Returns Spheres: 500 dimensions, sampled, nothing read; the arguments are those of `data.load`."""
     return Dataset(
         name="spheres",
@@ -82,18 +83,18 @@ _SQUARES = _Recipe("squares", 224, (142, 88), sigma=2.5, noise=0.5, clip=None)
 _SQUARES32 = _Recipe("squares32", 32, (20, 12), sigma=1.0, noise=0.25, clip=0.5)
 
 
-def squares(data_dir=None, cache_dir=None, limit=None) -> Dataset:
+def squares(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None = None) -> Dataset:
     """Returns Squares, 224 x 224 x 1 float32; about 17 % of its pixels lie outside [-1, 1] (not clipped)."""
     dataset = _load_squares(_SQUARES, cache_dir, limit)
     return dataset._replace(notes=("Squares is not clipped: about 17 % of pixels lie outside [-1, 1]",))
 
 
-def squares32(data_dir=None, cache_dir=None, limit=None) -> Dataset:
+def squares32(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None = None) -> Dataset:
     """Returns Squares32, 32 x 32 x 1 float32 in [-1, 1]."""
     return _load_squares(_SQUARES32, cache_dir, limit)
 
 
-def _load_squares(recipe: _Recipe, cache_dir, limit: int | None) -> Dataset:
+def _load_squares(recipe: _Recipe, cache_dir: Folder, limit: int | None) -> Dataset:
     counts = {name: min(size, limit or size) for name, (_, size) in _SPLITS.items()}
     # Another SciPy may round the filter differently; the entry then is made anew.
     source = {"recipe": recipe._asdict(), "counts": counts, "scipy": metadata.version("scipy")}
@@ -115,14 +116,18 @@ def _load_squares(recipe: _Recipe, cache_dir, limit: int | None) -> Dataset:
 
 def _generate(recipe: _Recipe, counts: Mapping[str, int]) -> cache.Arrays:
     arrays = {}
-    with tqdm(total=sum(counts.values()), desc=f"generating {recipe.name}", unit="image", disable=None) as bar:
+    with tqdm(
+        total=sum(counts.values()), desc=f"generating {recipe.name}", unit="image", disable=None
+    ) as bar:
         for name, (seed, size) in _SPLITS.items():
             image, label = _draw_split(recipe, seed, size, counts[name], bar)
             arrays |= {f"{name}-image": image, f"{name}-label": label}
     return arrays
 
 
-def _draw_split(recipe: _Recipe, seed: int, size: int, count: int, bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
+def _draw_split(
+    recipe: _Recipe, seed: int, size: int, count: int, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws the first `count` of `size` images: all scales first, then one field of noise per image.
 
     Drawing is sequential, one stream; filtering, which releases the GIL, runs beside it in threads.

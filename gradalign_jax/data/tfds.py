@@ -7,6 +7,7 @@ file, the first tenth validates. `prepare.py` downloads; `cache.py` keeps the de
 import functools
 import hashlib
 import os
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gradalign_jax.data import cache
-from gradalign_jax.data.dataset import DataError, Dataset, Split, first
+from gradalign_jax.data.cache import Folder
+from gradalign_jax.data.dataset import DataError, Dataset, Split
 
 _BLOCK = 1_000  # records read at a time
 
@@ -45,22 +47,24 @@ CIFAR10 = Spec(
 )
 
 
-def mnist(data_dir=None, cache_dir=None, limit=None) -> Dataset:
+def mnist(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None = None) -> Dataset:
     """Returns MNIST: 54,000 / 6,000 / 10,000 images; the arguments are those of `data.load`."""
     return _tenth_validates("mnist", MNIST, data_dir, cache_dir, limit, classes=None)
 
 
-def mnist35(data_dir=None, cache_dir=None, limit=None) -> Dataset:
+def mnist35(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None = None) -> Dataset:
     """Returns MNIST-3/5 (3 is class 0, 5 is class 1): 10,397 / 1,155 / 1,902 images."""
     return _tenth_validates("mnist35", MNIST, data_dir, cache_dir, limit, classes=(3, 5))
 
 
-def cifar10(data_dir=None, cache_dir=None, limit=None) -> Dataset:
+def cifar10(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None = None) -> Dataset:
     """Returns CIFAR-10: 45,000 / 5,000 / 10,000 images; the arguments are those of `data.load`."""
     return _tenth_validates("cifar10", CIFAR10, data_dir, cache_dir, limit, classes=None)
 
 
-def _tenth_validates(name: str, spec: Spec, data_dir, cache_dir, limit, classes: tuple[int, ...] | None) -> Dataset:
+def _tenth_validates(
+    name: str, spec: Spec, data_dir, cache_dir, limit, classes: tuple[int, ...] | None
+) -> Dataset:
     folder = find(spec.name, data_dir)
     arrays = cache.fetch(cache_dir, spec.name, fingerprint(folder), functools.partial(read, spec, folder))
     image, label = arrays["image"], arrays["label"].astype(np.int32)
@@ -98,7 +102,7 @@ def _notes(spec: Spec, arrays: cache.Arrays) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
+def find(name: str, data_dir: Folder = None) -> Path:
     """Returns the folder of the newest prepared version of a data set.
 
     Looks in `data_dir`, otherwise in $TFDS_DATA_DIR, otherwise in ~/tensorflow_datasets.
@@ -119,7 +123,10 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
 def fingerprint(folder: Path) -> dict:
     """Describes the files of a prepared data set (name, size, time of change), to notice another copy."""
     files = sorted(folder.iterdir())
-    return {"version": folder.name, "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+    return {
+        "version": folder.name,
+        "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+    }
 
 
 def read(spec: Spec, folder: Path) -> cache.Arrays:
@@ -133,21 +140,22 @@ def read(spec: Spec, folder: Path) -> cache.Arrays:
     """
     try:
         import tensorflow_datasets
-    except ImportError as error:
-        raise DataError(f"reading {spec.name} needs package {error.name}: pip install {error.name}") from error
-    try:
+
         builder = tensorflow_datasets.builder_from_directory(folder)
         _check_info(spec, folder, builder.info)
         total = sum(spec.counts.values())
         with tqdm(total=total, desc=f"decoding {spec.name} (once)", unit="image", disable=None) as bar:
             parts = [_read_split(spec, folder, builder, split, bar) for split in spec.counts]
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except ImportError as error:
-        raise DataError(f"reading {spec.name} needs package {error.name}: pip install {error.name}") from error
+        package = (error.name or "tensorflow_datasets").split(".")[0]
+        raise DataError(f"reading {spec.name} needs package {package}: pip install {package}") from error
     except Exception as error:  # whatever the readers of files, records and images raise
         cause = str(error).split("\n")[0].split(";")[0]
-        raise DataError(f"{folder} is damaged ({cause}): {_anew(spec.name, folder)}") from error
+        raise DataError(
+            f"{folder} cannot be read ({cause}): if it is damaged, {_anew(spec.name, folder)}"
+        ) from error
     image, label, lossy = zip(*parts, strict=True)
     return {"image": np.concatenate(image), "label": np.concatenate(label), "lossy": np.asarray(lossy)}
 
@@ -169,7 +177,9 @@ def _check_info(spec: Spec, folder: Path, info) -> None:
         raise _foreign(spec, folder, f"examples, image shape and classes are {found}, not {expected}")
 
 
-def _read_split(spec: Spec, folder: Path, builder, split: str, bar: tqdm) -> tuple[np.ndarray, np.ndarray, bool]:
+def _read_split(
+    spec: Spec, folder: Path, builder, split: str, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray, bool]:
     source = builder.as_data_source(split)
     count = spec.counts[split]
     if len(source) != count:
@@ -182,7 +192,9 @@ def _read_split(spec: Spec, folder: Path, builder, split: str, bar: tqdm) -> tup
         for position, record in zip(positions, source.__getitems__(list(positions)), strict=True):
             one = record["image"]
             if one.shape != spec.image_shape or one.dtype != np.uint8:
-                raise _foreign(spec, folder, f"an image is {one.dtype} {one.shape}, not uint8 {spec.image_shape}")
+                raise _foreign(
+                    spec, folder, f"an image is {one.dtype} {one.shape}, not uint8 {spec.image_shape}"
+                )
             if not 0 <= record["label"] < spec.num_classes:
                 raise _foreign(spec, folder, f"a label is {record['label']}, not one of {spec.num_classes}")
             if "id" in record:
@@ -214,4 +226,4 @@ def _anew(name: str, folder: Path) -> str:
 
 
 def _remedy(name: str, data_dir: str | os.PathLike) -> str:
-    return f"python -m gradalign_jax.data.prepare {name} --data_dir {data_dir}"
+    return f"python -m gradalign_jax.data.prepare {name} --data_dir {shlex.quote(str(data_dir))}"

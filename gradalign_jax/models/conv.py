@@ -3,63 +3,17 @@
 A convolution y(x, w), its input gradient and its weight gradient are three bilinear maps, and the
 derivatives of each are the other two. On a CPU each is therefore a `custom_vjp` of its own that may be
 lowered as measures fastest, and derivatives of every order (the alignment penalty takes two) follow.
+None of the forms becomes slower inside a loop, as the convolutions that autodiff makes do.
 """
 
 from functools import partial
 from math import prod
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
+from gradalign_jax.models import lowering
+from gradalign_jax.models.lowering import Form, Pads, Window
 from gradalign_jax.types import Array
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
-LAYOUT = ("NHWC", "HWIO", "NHWC")
-MAX_PATCHES = 2**24  # floats; larger sets of patches are made and used one row of the kernel at a time
-
-# Winograd's F(4, 3): four outputs of a 3-tap filter from six products (Lavin & Gray 2016, arXiv:1509.09308).
-# It is used along the rows only: an error of about 3e-6 of the largest value in float32, as against 1e-6.
-TILE = 4
-WINOGRAD_IMAGE = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-WINOGRAD_KERNEL = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-WINOGRAD_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-
-
-class Window(NamedTuple):
-    """The static part of a convolution: image and kernel size (rows, columns), stride, zero padding."""
-
-    image: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: int
-    pads: Pads
-
-    @property
-    def output(self) -> tuple[int, int]:
-        """Rows and columns of the result."""
-        sizes = zip(self.image, self.kernel, self.pads, strict=True)
-        return tuple((n + low + high - k) // self.stride + 1 for n, k, (low, high) in sizes)
-
-    def live_taps(self, axis: int) -> range:
-        """The taps along one axis that meet a pixel of the image, not padding alone."""
-        n, k, out, (low, _) = self.image[axis], self.kernel[axis], self.output[axis], self.pads[axis]
-        live = [t for t in range(k) if any(0 <= t - low + self.stride * o < n for o in range(out))]
-        return range(live[0], live[-1] + 1)
 
 
 def conv(
@@ -75,31 +29,65 @@ def conv(
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"image has {x.shape[-1]} channels, kernel {kernel.shape} expects {kernel.shape[2]}")
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else tuple(map(tuple, padding))
+    window = Window(x.shape[1:3], kernel.shape[:2], stride, pads)
     if (backend or jax.default_backend()) != "cpu":
-        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=LAYOUT)
-    return _forward(Window(x.shape[1:3], kernel.shape[:2], stride, pads), x, kernel)
+        return lowering.plain(window, x, kernel)
+    return _forward(window, x, kernel)
+
+
+# Measured on one AVX-512 core (Sapphire Rapids, float32, XLA of jaxlib 0.10), milliseconds of processor time.
+# Products at the core's matmul rate of 140 GFLOP/s would take "ideal"; 32 images, 3x3 kernels.
+#   pixels, channels     ideal   forward   input gradient   weight gradient
+#   32, 64 -> 64          17.3   18 plain        18 plain       49 winograd (patches 83)
+#   32, 64 -> 128, / 2     8.6   10 plain        11 by phase    21 patches by row (in one 34)
+#   16, 128 -> 128        17.3   14 winograd     14 winograd    20 winograd (patches 64)
+#   16, 128 -> 256, / 2    8.6   10 plain        11 by phase    12 patches
+#    4, 512 -> 512        17.3   15 winograd     16 winograd    12 winograd (patches 20)
+# For 64 images of 2 x 2 and 256 channels on two busy cores: plain 85, patches 3.6, dense 1.7.
+def choose(window: Window, inputs: int, outputs: int) -> Form:
+    """Returns the form that measures fastest for this window and these channels."""
+    pixels, narrow = prod(window.image), min(inputs, outputs)
+    if window.kernel == (1, 1):
+        return lowering.patches
+    if pixels <= 4:
+        return lowering.dense
+    if _has_winograd(window) and (narrow >= 128 or (narrow >= 64 and pixels <= 64)):
+        return lowering.winograd
+    return lowering.patches if pixels < 64 and narrow >= 16 else lowering.plain
+
+
+def choose_weights(window: Window, inputs: int, outputs: int) -> Form:
+    """Returns the form of the weight gradient that measures fastest."""
+    if choose(window, inputs, outputs) is lowering.dense:
+        return lowering.weights_dense
+    if _has_winograd(window) and min(inputs, outputs) >= 16:
+        return lowering.weights_winograd
+    return lowering.weights_patches
+
+
+def _has_winograd(window: Window) -> bool:
+    return window.kernel[0] == 3 and window.stride == 1 and window.output[0] >= lowering.TILE - 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(window: Window, x: Array, kernel: Array) -> Array:
-    return _choose(window, *kernel.shape[2:])(window, x, kernel)
+    return choose(window, *kernel.shape[2:])(window, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(window: Window, g: Array, kernel: Array) -> Array:
-    if window.stride > 1:
-        return _by_phase(window, g, kernel)
-    return _forward_transposed(window, g, kernel)
+    if window.image == window.output and choose(window, *kernel.shape[:1:-1]) is lowering.winograd:
+        return lowering.input_gradient_winograd(window, g, kernel)
+
+    def stride_one(window: Window, x: Array, kernel: Array) -> Array:
+        return choose(window, *kernel.shape[2:])(window, x, kernel)
+
+    return lowering.input_gradient_by_phase(window, g, kernel, stride_one)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weight_gradient(window: Window, x: Array, g: Array) -> Array:
-    form = _choose(window, x.shape[-1], g.shape[-1])
-    if form is _dense:
-        return _weights_from_dense(window, x, g)
-    if window.kernel[0] == 3 and window.stride == 1 and min(window.output) > TILE - 1:
-        return _weights_by_rows(window, x, g)
-    return _weights_from_patches(window, x, g)
+    return choose_weights(window, x.shape[-1], g.shape[-1])(window, x, g)
 
 
 _forward.defvjp(

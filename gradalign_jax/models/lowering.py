@@ -4,7 +4,7 @@ All compute the same cross-correlation of images [B, H, W, I] with a kernel [kh,
 among them. Those called `weights_...` compute the gradient of the kernel from images and output gradients.
 """
 
-from math import prod
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from gradalign_jax.types import Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# Winograd's F(4, 3): four outputs of a three-tap filter from six products (Lavin & Gray 2016, arXiv:1509.09308).
+# Winograd's F(4, 3): four outputs of a three-tap filter from six products (Lavin & Gray, arXiv:1509.09308).
 # Along the rows only, it errs in float32 by 3e-6 of the largest value, as against 1e-6 for a plain sum.
 TILE = 4
 FROM_IMAGE = (
@@ -51,19 +51,14 @@ class Window(NamedTuple):
         sizes = zip(self.image, self.kernel, self.pads, strict=True)
         return tuple((n + low + high - k) // self.stride + 1 for n, k, (low, high) in sizes)
 
-    @property
-    def transposed(self) -> "Window":
-        """The window of the stride-1 convolution that takes output gradients to input gradients."""
-        pads = []
-        for n, k, out, (low, _) in zip(self.image, self.kernel, self.output, self.pads, strict=True):
-            pads.append((k - 1 - low, n + low - 1 - (out - 1) * self.stride))
-        return Window(tuple((n - 1) * self.stride + 1 for n in self.output), self.kernel, 1, tuple(pads))
-
     def live_taps(self, axis: int) -> range:
         """The taps along one axis that meet some pixel of the image and not padding alone."""
         n, k, out, (low, _) = self.image[axis], self.kernel[axis], self.output[axis], self.pads[axis]
         live = [t for t in range(k) if any(0 <= t - low + self.stride * o < n for o in range(out))]
         return range(live[0], live[-1] + 1) if live else range(0)
+
+
+Form = Callable[[Window, Array, Array], Array]
 
 
 def plain(window: Window, x: Array, kernel: Array) -> Array:
@@ -73,11 +68,12 @@ def plain(window: Window, x: Array, kernel: Array) -> Array:
 
 
 def patches(window: Window, x: Array, kernel: Array) -> Array:
-    """One product of the patches that each output sees with the kernel; taps of padding alone are left out."""
+    """One product of each output's patch with the kernel; taps that see padding alone are left out."""
     rows, columns = window.live_taps(0), window.live_taps(1)
     seen = _patches(window, x, rows)
     live = kernel[rows.start : rows.stop, columns.start : columns.stop]
-    return (_flat(seen) @ live.reshape(-1, kernel.shape[3])).reshape(*seen.shape[:3], -1)
+    product = seen.reshape(-1, seen.shape[-1]) @ live.reshape(-1, kernel.shape[3])
+    return product.reshape(*seen.shape[:3], -1)
 
 
 def dense(window: Window, x: Array, kernel: Array) -> Array:
@@ -90,17 +86,15 @@ def dense(window: Window, x: Array, kernel: Array) -> Array:
 
 
 def winograd(window: Window, x: Array, kernel: Array) -> Array:
-    """Winograd's F(4, 3) along the rows, patches along the columns: half the products. Three rows, stride 1."""
-    products = [
-        patches(*_row_problem(window, band, _combine(weights, kernel)[None]))
-        for band, weights in zip(_bands(window, x), FROM_KERNEL, strict=True)
-    ]
-    rows = jnp.stack([_combine(weights, products) for weights in TO_OUTPUT], axis=2)
-    return rows.reshape(len(x), -1, *rows.shape[3:])[:, : window.output[0]]
+    """Winograd's F(4, 3) along the rows, patches along the columns: half the products (3 rows, stride 1)."""
+    products = []
+    for band, weights in zip(_bands(window, x), FROM_KERNEL, strict=True):
+        products.append(patches(_row_window(window, band), band, _combine(weights, kernel)[None]))
+    return _rows_of_tiles(products, window.output[0])
 
 
-def weights_patches(window: Window, x: Array, g: Array, limit: int = 2**24) -> Array:
-    """One product of the patches with the output gradients, or one for each kernel row above `limit` floats."""
+def weights_patches(window: Window, x: Array, g: Array, limit: int = 2**22) -> Array:
+    """One product of patches with output gradients, or one for each kernel row above `limit` floats."""
     rows, columns = window.live_taps(0), window.live_taps(1)
     size = len(rows) * len(columns) * x.shape[-1] * g.size // g.shape[-1]
     parts = [rows] if size <= limit else [range(row, row + 1) for row in rows]
@@ -115,7 +109,9 @@ def weights_dense(window: Window, x: Array, g: Array) -> Array:
     taps = _dense_taps(window)
     matrix = _flat_product(x.reshape(len(x), -1), g.reshape(len(g), -1))
     matrix = matrix.reshape(len(taps), x.shape[-1], len(taps[0]), g.shape[-1])
-    kernel = [[jnp.zeros((x.shape[-1], g.shape[-1]), g.dtype)] * window.kernel[1] for _ in range(window.kernel[0])]
+    kernel = [
+        [jnp.zeros((x.shape[-1], g.shape[-1]), g.dtype)] * window.kernel[1] for _ in range(window.kernel[0])
+    ]
     for i, row in enumerate(taps):
         for j, tap in enumerate(row):
             if tap is not None:
@@ -136,11 +132,125 @@ def weights_winograd(window: Window, x: Array, g: Array) -> Array:
     return jnp.stack([_combine(weights, gradients) for weights in zip(*FROM_KERNEL, strict=True)])
 
 
-def by_phase(window: Window, g: Array, kernel: Array, form) -> Array:
-    """The input gradient of a strided convolution: one stride-1 convolution for each phase of the stride."""
-    stride, (height, width) = window.stride, window.image
+def input_gradient_winograd(window: Window, g: Array, kernel: Array) -> Array:
+    """The input gradient of a convolution of stride 1 and three rows, as `winograd` of the turned kernel.
+
+    The products contract the kernel's outputs where they lie: to transpose it first, fused into the sums of
+    `winograd`, costs five times the products where channels are many and pixels few.
+    """
+    pads = []
+    for n, k, out, (low, _) in zip(window.image, window.kernel, window.output, window.pads, strict=True):
+        pads.append((k - 1 - low, n + low - out))
+    back, taps = Window(window.output, window.kernel, 1, tuple(pads)), window.kernel[1]
+    products = []
+    for band, weights in zip(_bands(back, g), FROM_KERNEL, strict=True):
+        part, seen = _combine(weights, kernel[::-1]), _pad(band, ((0, 0), pads[1]))
+        views = [seen[:, :, tap : tap + window.image[1]] for tap in range(taps)]
+        products.append(sum(view @ part[taps - 1 - tap].T for tap, view in enumerate(views)))
+    return _rows_of_tiles(products, window.image[0])
+
+
+def input_gradient_by_phase(window: Window, g: Array, kernel: Array, stride_one: Form) -> Array:
+    """The input gradient of a strided convolution: for each phase of the stride, a stride-1 convolution.
+
+    An input pixel n = stride·a + phase meets only the taps t ≡ n + low (mod stride), so that nothing is
+    multiplied by the zeros that a dilation would insert.
+    """
+    stride, size = window.stride, [-(-n // window.stride) for n in window.image]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
     rows = []
     for row in range(stride):
-        phases = [_phase(window, g, kernel, (row, column), form) for column in range(stride)]
-        rows.append(jnp.stack(phases, axis=3).reshape(len(g), -1, stride * phases[0].shape[2], kernel.shape[2]))
-    return jnp.stack(rows, axis=2).reshape(len(g), -1, *rows[0].shape[2:])[:, :height, :width]
+        phases = [_phase(window, g, turned, (row, column), stride_one) for column in range(stride)]
+        rows.append(jnp.stack(phases, axis=3).reshape(len(g), size[0], -1, turned.shape[3]))
+    image = jnp.stack(rows, axis=2).reshape(len(g), -1, *rows[0].shape[2:])
+    return image[:, : window.image[0], : window.image[1]]
+
+
+def _phase(window: Window, g: Array, turned: Array, phase: tuple[int, int], stride_one: Form) -> Array:
+    """Returns the input gradients at rows and columns ≡ phase (mod stride)."""
+    stride, first, pads, size = window.stride, [], [], []
+    for r, n, k, out, (low, _) in zip(
+        phase, window.image, window.kernel, window.output, window.pads, strict=True
+    ):
+        first.append((r + low) % stride)
+        taps = len(range(first[-1], k, stride))
+        low = taps - 1 - (r + low - first[-1]) // stride
+        size.append(-(-n // stride))
+        pads.append((low, size[-1] - out - low + taps - 1))
+    # Tap t of the kernel is tap k - 1 - t of the turned one: count back from its end, then forwards.
+    first = [(k - 1 - t) % stride if t < k else k for t, k in zip(first, window.kernel, strict=True)]
+    part = turned[first[0] :: stride, first[1] :: stride]
+    if not part.size:
+        return jnp.zeros((len(g), *size, turned.shape[3]), g.dtype)
+    return stride_one(Window(window.output, part.shape[:2], 1, tuple(pads)), g, part)
+
+
+def _pad(x: Array, pads: Pads) -> Array:
+    """Pads rows and columns of images with zeros; crops where a pad is negative."""
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
+
+
+def _patches(window: Window, x: Array, rows: range) -> Array:
+    """Returns what each output sees through the live taps of some kernel rows, [B, h, w, taps * I]."""
+    stride, (height, width) = window.stride, window.output
+    x = _pad(x, window.pads)
+    seen = []
+    for row in rows:
+        for column in window.live_taps(1):
+            last = (row + (height - 1) * stride + 1, column + (width - 1) * stride + 1)
+            strides = (1, stride, stride, 1)
+            seen.append(lax.slice(x, (0, row, column, 0), (len(x), *last, x.shape[-1]), strides))
+    return jnp.concatenate(seen, axis=-1)
+
+
+def _dense_taps(window: Window) -> list[list[tuple[int, int] | None]]:
+    """Returns, for each input pixel and each output pixel, the tap that joins them, or None."""
+    (rows, columns), (height, width) = window.image, window.output
+    (top, _), (left, _) = window.pads
+
+    def tap(n: int, m: int, a: int, b: int) -> tuple[int, int] | None:
+        row, column = n + top - a * window.stride, m + left - b * window.stride
+        return (row, column) if 0 <= row < window.kernel[0] and 0 <= column < window.kernel[1] else None
+
+    outputs = [(a, b) for a in range(height) for b in range(width)]
+    return [[tap(n, m, a, b) for a, b in outputs] for n in range(rows) for m in range(columns)]
+
+
+def _bands(window: Window, x: Array) -> list[Array]:
+    """Returns the six combinations of the rows of each tile of four output rows, [B, tiles, W, I] each."""
+    tiles = -(-window.output[0] // TILE)
+    low = window.pads[0][0]
+    x = _pad(x, ((low, tiles * TILE + 2 - low - x.shape[1]), (0, 0)))
+    rows = [x[:, row : row + (tiles - 1) * TILE + 1 : TILE] for row in range(TILE + 2)]
+    return [_combine(weights, rows) for weights in FROM_IMAGE]
+
+
+def _rows_of_tiles(products: Sequence[Array], height: int) -> Array:
+    """Returns the output rows, four from the six products of each tile, [B, height, W, O]."""
+    rows = jnp.stack([_combine(weights, products) for weights in TO_OUTPUT], axis=2)
+    return rows.reshape(len(rows), -1, *rows.shape[3:])[:, :height]
+
+
+def _row_window(window: Window, band: Array) -> Window:
+    """The window of the convolution along the columns alone that is left for each of the bands."""
+    return Window(band.shape[1:3], (1, window.kernel[1]), 1, ((0, 0), window.pads[1]))
+
+
+def _combine(weights: Sequence[float], arrays: Sequence[Array] | Array) -> Array:
+    """Returns the weighted sum of arrays, without the terms of weight zero."""
+    return sum(w * a for w, a in zip(weights, arrays, strict=True) if w)
+
+
+def _flat_product(a: Array, b: Array) -> Array:
+    """Returns aᵀ b over all axes but the last, [I, O].
+
+    XLA's matrix product is slow where few outputs are long sums: those are cut in 8, the narrower side first
+    (measured for 32768 x 64 and 192: 1.3 times faster; no gain from 128 columns on).
+    """
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    if a.shape[1] * b.shape[1] > 2**14 or len(a) % 8 or len(a) < 2**12:
+        return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+    if a.shape[1] > b.shape[1]:
+        return _flat_product(b, a).T
+    parts = (m.reshape(8, -1, m.shape[1]) for m in (a, b))
+    return lax.dot_general(*parts, (((1,), (1,)), ((0,), (0,)))).sum(0)

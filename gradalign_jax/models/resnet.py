@@ -133,9 +133,24 @@ def normalise(image: Array, input_mapping: str) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """Maximum over 3x3 windows, stride 2, padded by one with -inf (`[B, H, W, C]`)."""
-    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+    """Maximum over 3x3 windows, stride 2, padded by one with -inf (`[B, H, W, C]`).
+
+    As in PyTorch, the gradient goes to the first maximum in the window's row-major order: the first row that
+    has it, and there the first column, so that the axes can be done in turn. Written as selections, since
+    the gradient of XLA's own pooling is slow on a CPU and cannot be differentiated again.
+    """
+    return _max_of_three(_max_of_three(x, axis=2), axis=1)
+
+
+def _max_of_three(x: Array, axis: int) -> Array:
+    size = x.shape[axis]
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (1, 1)
+    x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    best, *others = (lax.slice_in_dim(x, tap, tap + size - (size - 1) % 2, 2, axis) for tap in range(3))
+    for other in others:
+        best = jnp.where(other > best, other, best)
+    return best
 
 
 def create(

@@ -1,0 +1,82 @@
+"""ImageNet weights for the ResNet-18, from a safetensors file named as in torchvision or timm."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from gradalign_jax.types import Array, Variables
+
+HUB = "hf:"
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def load(source: str | Path, variables: Variables) -> Variables:
+    """Returns the variables of a ResNet-18 with the weights and statistics of a safetensors file.
+
+    source: a file, or "hf:owner/name" for `model.safetensors` of a Hugging Face repository.
+    The last layer, fc, is taken only where its shape fits, and otherwise stays as it is in `variables`;
+    `num_batches_tracked` is ignored.
+    Raises ValueError, naming the file, the first tensor at fault and the remedy, where the file is none, or
+    lacks a tensor, or has one of another shape; ImportError where a repository is asked for without the
+    extra `hub`.
+    Reference: torchvision.models.resnet18(weights="IMAGENET1K_V1").
+    """
+    path = _fetch(str(source)) if str(source).startswith(HUB) else Path(source)
+    tensors = _read(path)
+    head = tensors.get("fc.weight")
+    keep_head = head is None or head.shape[::-1] != variables["params"]["fc"]["kernel"].shape
+
+    def replace(keys: tuple, value: Array) -> Array:
+        parts = [key.key for key in keys]
+        if "fc" in parts and keep_head:
+            return value
+        return jnp.asarray(_tensor(path, tensors, ".".join(_names(parts)), value.shape), value.dtype)
+
+    return jax.tree_util.tree_map_with_path(replace, variables)
+
+
+def _names(parts: list[str]) -> Iterator[str]:
+    """Turns ("params", "layer2_0", "downsample_1", "scale") into layer2.0.downsample.1.weight."""
+    for part in parts[1:-1]:
+        yield part.replace("_", ".")
+    yield LEAVES[parts[-1]]
+
+
+def _tensor(path: Path, tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns one tensor in Flax's layout, HWIO or [in, out], of exactly this shape."""
+    if name not in tensors:
+        raise ValueError(f"{path}: no tensor {name}; give the weights of a ResNet-18 in torchvision's naming")
+    tensor = tensors[name]
+    tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{path}: {name} has shape {tensors[name].shape}, for the model {tensor.shape}, not {shape}; "
+            "give the weights of a ResNet-18 with the stem that the model has"
+        )
+    return tensor
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Reads all the tensors of a safetensors file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a safetensors file or hf:owner/name")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); fetch it again, or convert it with safetensors"
+        ) from error
+
+
+def _fetch(source: str) -> Path:
+    """Downloads, or finds in the cache, the file of a Hugging Face repository."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(f'{source} needs huggingface_hub: pip install "gradalign_jax[hub]"') from error
+    return Path(hf_hub_download(source.removeprefix(HUB), "model.safetensors"))

@@ -1,0 +1,165 @@
+"""Each form of a convolution, and its first and second derivatives, against XLA's own in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from gradalign_jax.models import lowering
+from gradalign_jax.models.conv import choose, choose_weights, conv
+from gradalign_jax.models.lowering import LAYOUT, Window
+
+# image size, inputs, outputs, kernel size, stride, padding
+SHAPES = [
+    ((1, 1), 3, 2, 3, 1, 1),
+    ((2, 2), 3, 2, 3, 1, 1),
+    ((2, 1), 3, 2, 3, 1, 1),
+    ((2, 2), 3, 2, 3, 2, 1),
+    ((3, 5), 2, 3, 3, 1, 1),
+    ((4, 4), 2, 3, 3, 2, 1),
+    ((7, 7), 2, 3, 3, 1, 1),
+    ((7, 7), 2, 3, 3, 2, 1),
+    ((7, 6), 2, 3, 1, 2, 0),
+    ((9, 10), 3, 4, 7, 2, 3),
+    ((12, 9), 2, 3, 3, 1, 1),
+    ((6, 5), 2, 3, 3, 3, 2),
+    ((5, 6), 2, 3, 2, 1, ((1, 0), (0, 1))),
+    ((4, 4), 128, 128, 3, 1, 1),
+    ((9, 9), 2, 3, 3, 1, ((0, 2), (2, 1))),
+]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def reference(x, kernel, stride, padding):
+    pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=LAYOUT)
+
+
+def arrays(image, inputs, outputs, size, batch=2):
+    rng = np.random.default_rng(0)
+    return jnp.array(rng.normal(size=(batch, *image, inputs))), jnp.array(
+        rng.normal(size=(size, size, inputs, outputs))
+    )
+
+
+def gradients(function, x, kernel):
+    """The first derivatives of a sum of cubes, and those of the squared length of its input gradient."""
+
+    def loss(x, kernel):
+        return jnp.sum(function(x, kernel) ** 3)
+
+    def penalty(x, kernel):
+        return jnp.sum(jax.grad(loss)(x, kernel) ** 2)
+
+    return jax.grad(loss, (0, 1))(x, kernel), jax.grad(penalty, (0, 1))(x, kernel)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_two_derivatives(shape):
+    image, inputs, outputs, size, stride, padding = shape
+    x, kernel = arrays(image, inputs, outputs, size)
+    np.testing.assert_allclose(
+        conv(x, kernel, stride, padding, backend="cpu"),
+        reference(x, kernel, stride, padding),
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    ours = jax.jit(lambda x, w: gradients(lambda x, w: conv(x, w, stride, padding, backend="cpu"), x, w))(
+        x, kernel
+    )
+    theirs = jax.jit(lambda x, w: gradients(lambda x, w: reference(x, w, stride, padding), x, w))(x, kernel)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("form", [lowering.plain, lowering.patches, lowering.dense, lowering.winograd])
+@pytest.mark.parametrize("image", [(4, 4), (7, 5)])
+def test_every_form_computes_the_same(form, image):
+    x, kernel = arrays(image, 3, 2, 3)
+    window = Window(image, (3, 3), 1, ((1, 1), (1, 1)))
+    np.testing.assert_allclose(form(window, x, kernel), reference(x, kernel, 1, 1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lowering.weights_patches,
+        lowering.weights_dense,
+        lowering.weights_winograd,
+        lambda *arguments: lowering.weights_patches(*arguments, limit=0),
+    ],
+)
+def test_every_weight_gradient_computes_the_same(form):
+    x, kernel = arrays((7, 5), 3, 2, 3)
+    window = Window((7, 5), (3, 3), 1, ((1, 1), (1, 1)))
+    value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 1, 1), kernel)
+    np.testing.assert_allclose(form(window, x, value), pullback(value)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_long_sums_are_cut_without_harm():
+    """Few outputs and many pixels: the weight gradient of the first layers."""
+    x, kernel = arrays((40, 40), 2, 3, 3, batch=12)
+    value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 1, 1), kernel)
+    ours = jax.vjp(lambda kernel: conv(x, kernel, 1, 1, backend="cpu"), kernel)[1](value)[0]
+    np.testing.assert_allclose(ours, pullback(value)[0], rtol=1e-9)
+
+
+def test_float32_error_of_the_fast_forms():
+    x, kernel = arrays((8, 8), 128, 128, 3)
+    exact = reference(x, kernel, 1, 1)
+    window = Window((8, 8), (3, 3), 1, ((1, 1), (1, 1)))
+    assert choose(window, 128, 128) is lowering.winograd
+    ours = conv(x.astype("float32"), kernel.astype("float32"), 1, 1, backend="cpu")
+    np.testing.assert_allclose(ours, exact, atol=1e-5 * np.abs(exact).max())
+
+
+def test_images_of_few_pixels_do_not_reach_xla():
+    """XLA's convolution of an image of at most 2x2 pixels is tens of times slower than a matrix product."""
+    for size in (1, 2):
+        window = Window((size, size), (3, 3), 1, ((1, 1), (1, 1)))
+        assert choose(window, 512, 512) is lowering.dense
+        assert choose_weights(window, 512, 512) is lowering.weights_dense
+
+
+def test_another_backend_gets_the_plain_convolution():
+    x, kernel = arrays((8, 8), 2, 2, 3)
+    text = str(jax.make_jaxpr(lambda x, w: conv(x, w, 1, 1, backend="gpu"))(x, kernel))
+    assert "conv_general_dilated" in text
+    assert "custom_vjp" not in text
+
+
+def test_the_same_under_scan_and_vmap():
+    x, kernel = arrays((4, 4), 2, 2, 3)
+
+    def step(x, _):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, kernel, 1, 1, backend="cpu"))))(x), None
+
+    looped = lax.scan(step, x, length=2)[0]
+    np.testing.assert_allclose(looped, step(step(x, None)[0], None)[0], rtol=1e-9)
+    mapped = jax.vmap(lambda x: step(x[None], None)[0][0])(x)
+    np.testing.assert_allclose(mapped, step(x, None)[0], rtol=1e-9)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(ValueError, match="3 channels"):
+        conv(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 2)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_against_torch(stride):
+    torch = pytest.importorskip("torch")
+    x, kernel = arrays((9, 8), 3, 4, 3)
+    ours = conv(x, kernel, stride, 1, backend="cpu")
+    theirs = torch.nn.functional.conv2d(
+        torch.tensor(np.asarray(x)).permute(0, 3, 1, 2),
+        torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1),
+        stride=stride,
+        padding=1,
+    )
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=1e-9, atol=1e-9)

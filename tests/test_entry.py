@@ -1,0 +1,132 @@
+"""The entry point as it is typed: help, wrong input, and a whole smoke run."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import cifar10, common, mnist, mnist35, spheres, squares, squares32
+from gradalign_jax import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def typed(*arguments, timeout=100):
+    command = [sys.executable, "-m", "gradalign_jax.main", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config=configs/spheres.py:pdg"], "did you mean 'pgd'"),
+        (["--config=configs/spheres.py:pgd,smke"], "did you mean 'smoke'"),
+        (["--config=configs/sphere.py:pgd"], "did you mean configs/spheres.py"),
+        (["--config.attack.epsilo=0.1"], "did you mean 'epsilon'"),
+        (["--config.atack.epsilon=0.1"], "did you mean 'attack'"),
+        (["--config.attack.epsilon=abc"], "could not convert string to float: 'abc'"),
+        (["--config.attack.epsilon=-0.1"], "config.attack.epsilon=-0.1 must be >= 0"),
+        (["--config.attack.epsilon=nan"], "config.attack.epsilon=nan"),
+        (["--config.method=pdg"], "must be one of baseline, align, pgd"),
+        (["--config.validate.epsilons=(0.2, 0.1)"], "ascending"),
+        (["--config.validate.first_epoch=9"], "config.validate.first_epoch=9"),
+        (["--cofig=x"], "Did you mean: config"),
+        (["configs/spheres.py"], "unexpected argument"),
+    ],
+    ids=str,
+)
+def test_wrong_input_gets_one_line_at_once(arguments, named):
+    started = time.monotonic()
+    answer = typed(*arguments)
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    assert named in answer.stderr
+    assert time.monotonic() - started < 3
+
+
+def test_help_is_at_once_and_shows_a_command():
+    started = time.monotonic()
+    answer = typed("--help")
+    assert answer.returncode == 0
+    assert "python -m gradalign_jax.main --config=configs/" in answer.stdout
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("module", [spheres, squares, squares32, mnist35, mnist, cifar10], ids=lambda m: m.__name__)
+def test_every_config_passes_its_own_check(module):
+    for method in common.METHODS:
+        for argument in (method, f"{method},smoke"):
+            config = module.get_config(argument)
+            settings.check(config)
+            assert config.method == method
+    assert module.get_config("pgd").attack.epsilon == {
+        "spheres": 0.005,
+        "squares": 0.2,
+        "squares32": 0.2,
+        "mnist35": 0.3,
+        "mnist": 0.3,
+        "cifar10": 0.01,
+    }[module.__name__.removeprefix("configs.")]  # paper A.1
+
+
+def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
+    arguments = (
+        "--config=configs/squares32.py:align,smoke",
+        "--config.model.name=mlp_probe",
+        f"--workdir={tmp_path}",
+    )
+    assert "no model called 'mlp_probe'" in typed(*arguments).stderr
+    arguments = (
+        "--config=configs/spheres.py:align,smoke",
+        "--config.train.steps_per_epoch=20",
+        "--config.evaluate.images=50",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    answer = typed(*arguments)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result) >= {
+        *("dataset", "method", "seed", "accuracy", "epsilon_half", "alpha_delta_x", "alpha_x", "alpha_x_label"),
+        *("alpha_x_target_label", "alpha_x_closest_predicted", "curves", "seconds", "devices", "versions", "config"),
+    }
+    assert set(result["epsilon_half"]) == {"pgd_linf", "pgd_l2", "square_linf"}
+    assert result["epsilon_half"]["square_linf"] is None
+    for name in ("curves.png", "gradients.png", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    started = time.monotonic()
+    assert typed(*arguments).stdout == answer.stdout
+    assert time.monotonic() - started < 10
+
+
+# Kernels know neither the host loop, nor runs, nor configs.
+HOST = {"gradalign_jax.loop", "gradalign_jax.workdir", "gradalign_jax.tasks", "gradalign_jax.main", "ml_collections"}
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_point_one_way():
+    package = ROOT / "gradalign_jax"
+    for file in package.rglob("*.py"):
+        part = file.relative_to(package).parts[0].removesuffix(".py")
+        names = set(imported(file))
+        assert not any(name.split(".")[0] == "configs" for name in names), file
+        if part in ("alignment", "robustness", "training", "attacks", "models", "deltax", "data", "types", "parallel"):
+            assert not names & HOST, (file, names & HOST)
+        if part not in ("main", "tasks"):
+            assert not any(name.startswith("gradalign_jax.tasks") for name in names), file
+
+
+def test_only_parallel_names_pmap():
+    for file in (ROOT / "gradalign_jax").rglob("*.py"):
+        assert ("jax.pmap" in file.read_text()) == (file.name == "parallel.py"), file

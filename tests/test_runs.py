@@ -1,0 +1,252 @@
+"""Whole runs through the task: resume, devices, damage, refusals. A small Spheres run takes a few seconds."""
+
+import importlib
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import spheres
+from gradalign_jax import data, models, parallel, training
+from gradalign_jax.attacks import pgd
+from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.models import resnet
+from gradalign_jax.tasks import classifier
+from gradalign_jax.workdir import RunError, Workdir, write_atomically
+
+
+def small(method, **changes):
+    config = spheres.get_config(f"{method},smoke")
+    config.train.epochs, config.train.steps_per_epoch, config.train.log_every = 3, 12, 5
+    config.attack.steps, config.devices = 3, 1
+    config.model.hidden = (32,)
+    config.validate.epsilons = config.evaluate.linf_epsilons = config.evaluate.l2_epsilons = (0.01, 0.4)
+    config.train.checkpoint_minutes = 60.0
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def start(path, config):
+    workdir = Workdir(path, config.to_dict())
+    try:
+        return classifier.run(config, workdir)
+    finally:
+        workdir.close()
+
+
+def last_checkpoint(path, config):
+    """Every array of the newest checkpoint, but not the seconds it took."""
+    workdir = Workdir(path, config.to_dict())
+    run = classifier.ClassifierRun(config, workdir)
+    state = run.fresh_state()
+    best = classifier.Best(state.variables, np.int32(-1), np.float64(-1))
+    state, best, _ = workdir.restore((state, best, np.float64(0)))
+    workdir.close()
+    return state, best
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("method", training.METHODS)
+def test_a_killed_run_ends_in_the_same_bits(method, tmp_path, monkeypatch):
+    config = small(method)
+    whole = start(tmp_path / "whole", config)
+    save, saves = Workdir.save, []
+
+    def save_then_die(self, step, tree):
+        save(self, step, tree)
+        saves.append(step)
+        if len(saves) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "save", save_then_die)
+        with pytest.raises(Killed):
+            start(tmp_path / "killed", config)
+    assert saves == [12, 24]
+    with monkeypatch.context() as patch:  # and once more in the middle of the test
+        patch.setattr(Workdir, "point", lambda self, **_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            start(tmp_path / "killed", config)
+    resumed = start(tmp_path / "killed", config)
+    chex.assert_trees_all_equal(
+        last_checkpoint(tmp_path / "whole", config), last_checkpoint(tmp_path / "killed", config)
+    )
+    assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
+    del whole["seconds"], resumed["seconds"]
+    assert whole == resumed
+
+
+@pytest.mark.parametrize("method", training.METHODS)
+def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
+    states = {}
+    for devices in (1, 2):
+        config = small(method, devices=devices)
+        start(tmp_path / str(devices), config)
+        states[devices] = last_checkpoint(tmp_path / str(devices), config)[0]
+    chex.assert_trees_all_close(states[1].variables, states[2].variables, atol=2e-5)
+    moved = optax.tree.norm(
+        jax.tree.map(lambda a, b: a - b, states[1].variables["params"], fresh(config).variables["params"])
+    )
+    assert moved > 1e-2  # it did train
+
+
+def fresh(config):
+    optimizer = classifier.create_optimizer(config)
+    return training.create_state(
+        classifier.create_classifier(config, data.load("spheres")), optimizer, jax.random.fold_in(jax.random.key(0), 0)
+    )
+
+
+def test_evaluation_does_not_depend_on_devices():
+    model = models.create("mlp", hidden=(64,))
+    spheres_set = data.load("spheres")
+    split = data.Split(*jax.device_get(spheres_set.sample(jax.random.key(1), 103)))
+    variables = model.init(jax.random.key(0))
+    measured = []
+    for devices in (1, 2, 4):
+        on = parallel.devices(devices)
+        evaluation = Evaluation(
+            model,
+            split,
+            on=on,
+            block=10,
+            key=jax.random.key(2),
+            attacks={"pgd_linf": pgd.make("linf", steps=5), "pgd_l2": pgd.make("l2", steps=5)},
+            delta_x=spheres_set.delta_x,
+        )
+        copies = parallel.replicate(variables, on)
+        errors = [evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)]
+        assert all(len(wrong) == 103 for wrong in errors)
+        measured.append((errors, evaluation.alignments(copies)))
+    chex.assert_trees_all_equal(*measured)
+    assert 0 < np.mean(measured[0][0][1]) < 1
+
+
+def test_evaluation_equals_the_model_called_at_once():
+    model = models.create("mlp", hidden=(16,))
+    split = data.Split(*jax.device_get(data.load("spheres").sample(jax.random.key(1), 23)))
+    variables = model.init(jax.random.key(0))
+    on = parallel.devices(2)
+    evaluation = Evaluation(model, split, on=on, block=5, key=jax.random.key(2), attacks={}, delta_x=None)
+    expected = np.argmax(model.apply(variables, split.image)[0], -1) != split.label
+    np.testing.assert_array_equal(evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected)
+
+
+def test_batch_statistics_are_those_of_the_whole_batch():
+    """Batch norm over two devices: outputs, statistics, and the gradient of a gradient penalty."""
+    image = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * 2 + 1
+    with jax.enable_x64(True):
+        image = image.astype(float)
+
+        def loss(norm, x, weight):
+            def score(v):
+                return (norm.apply({"params": weight, "batch_stats": stats}, v, True, mutable=["batch_stats"])[0] ** 3)
+
+            gradient = jax.grad(lambda v: score(v).sum())(x)
+            return (score(x) + jnp.sin(gradient)).mean()
+
+        whole, spread = resnet.BatchNorm(), resnet.BatchNorm(axis_name=parallel.AXIS)
+        weight = {"scale": jnp.array([1.5, 0.5]), "bias": jnp.array([0.3, -0.2])}
+        stats = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+        expected = jax.grad(lambda w: loss(whole, image, w))(weight)
+        on = parallel.devices(2)
+
+        def on_device(x, w):
+            return parallel.mean(jax.grad(lambda w: loss(spread, x, w))(w))
+
+        halves = parallel.split(image.reshape(2, 4, 3, 3, 2), on)
+        got = parallel.first(parallel.pmap(on_device, on, in_axes=(0, None))(halves, weight))
+    chex.assert_trees_all_close(got, expected, rtol=1e-9)
+
+
+def test_damaged_checkpoints_are_passed_over_then_refused(tmp_path, caplog):
+    config = small("baseline")
+    start(tmp_path, config)
+    (tmp_path / "result.json").unlink()
+    newest, older = sorted((tmp_path / "checkpoints").glob("*.json"), key=lambda f: -int(f.stem))
+    damaged = max((tmp_path / "checkpoints" / newest.stem).rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    before = last_checkpoint(tmp_path, config)[0]
+    assert int(before.step) == int(older.stem)
+    shutil.rmtree(tmp_path / "checkpoints" / older.stem)
+    with pytest.raises(RunError, match="every checkpoint .* is damaged"):
+        last_checkpoint(tmp_path, config)
+
+
+def test_a_directory_of_another_config_or_writer_is_refused(tmp_path):
+    config = small("baseline")
+    held = Workdir(tmp_path, config.to_dict())
+    with pytest.raises(RunError, match="another process"):
+        Workdir(tmp_path, config.to_dict())
+    held.close()
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(RunError, match=r"optimizer.learning_rate \(0.0001 -> 0.5\)"):
+        Workdir(tmp_path, config.to_dict())
+    config.optimizer.learning_rate, config.devices = 1e-4, 2
+    Workdir(tmp_path, config.to_dict()).close()  # the number of devices is free to change
+
+
+def test_divergence_stops_before_it_is_saved(tmp_path):
+    config = small("baseline", **{"optimizer.name": "sgd", "optimizer.learning_rate": 1e30})
+    with pytest.raises(RunError, match="not finite from step"):
+        start(tmp_path, config)
+    assert not list((tmp_path / "checkpoints").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"devices": 99}, "99"),
+        ({"devices": 4, "train.batch_size": 50}, "no multiple of 4 devices"),
+        ({"data.name": "sphere"}, "did you mean 'spheres'"),
+    ],
+)
+def test_what_a_machine_or_data_set_cannot_do_is_named(changes, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        start(tmp_path, small("baseline", **changes))
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(importlib.import_module("os"), "fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_atomically(tmp_path / "result.json", "{}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_input_gradient_of_clean_images_but_in_align():
+    """Backward passes of a step, counted as they are traced: baseline 1, pgd 1 + 1 in its loop."""
+    passes = []
+
+    @jax.custom_vjp
+    def features(x):
+        return x
+
+    features.defvjp(lambda x: (x, None), lambda _, g: (passes.append(1), (g,))[1])
+
+    def apply(variables, image, train=False):
+        return features(image @ variables["params"]), {}
+
+    model = training.Classifier(lambda key: {"params": jnp.ones((7, 5)), "batch_stats": {}}, apply)
+    optimizer = optax.sgd(0.1)
+    batch = training.Batch(jnp.ones((3, 7)), jnp.zeros(3, int), jnp.arange(3))
+    settings = {"epsilon": 0.1, "step_size": 0.1}
+    for method, expected in (("baseline", 1), ("pgd", 2)):
+        step = training.make_step(model, optimizer, method, attack=pgd.make())
+        passes.clear()
+        jax.jit(step)(training.create_state(model, optimizer, None), batch, jax.random.key(0), settings)
+        assert len(passes) == expected

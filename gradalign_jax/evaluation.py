@@ -73,7 +73,9 @@ class Evaluation:
         positions, self._mask = pipeline.padded_blocks(self.size, min(block, self.size))
         count = len(self._on)
         missing = -len(positions) % count
-        positions = np.concatenate([positions, np.broadcast_to(positions[-1:], (missing, positions.shape[1]))])
+        positions = np.concatenate(
+            [positions, np.broadcast_to(positions[-1:], (missing, positions.shape[1]))]
+        )
         return [parallel.split(group, self._on) for group in positions.reshape(-1, count, positions.shape[1])]
 
     @property
@@ -92,7 +94,12 @@ class Evaluation:
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:blocks][self._mask], *results)
 
     def errors(
-        self, variables: Variables, attack: str, epsilon: float, step_size: float, tick: Callable = lambda: None
+        self,
+        variables: Variables,
+        attack: str,
+        epsilon: float,
+        step_size: float,
+        tick: Callable = lambda: None,
     ) -> np.ndarray:
         """Which images are misclassified after an attack of size ε, bool `[N]`; no attack at ε = 0.
 

@@ -38,5 +38,7 @@ def numbers(dataset: str, method: str) -> dict[str, float]:
     """What the paper reports for one row, by the names that result.json uses; empty where it reports nothing."""
     rows = ((_COLUMNS, _TABLE_2), (_S2_COLUMNS, _TABLE_S2))
     return {
-        name: value for names, table in rows for name, value in zip(names, table.get((dataset, method), ()), strict=False)
+        name: value
+        for names, table in rows
+        for name, value in zip(names, table.get((dataset, method), ()), strict=False)
     }

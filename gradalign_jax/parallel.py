@@ -17,11 +17,11 @@ from gradalign_jax.types import Array
 AXIS = "devices"
 
 
-def devices(count: int = 0) -> list[jax.Device]:
-    """The first `count` local devices, all of them for 0.
+def devices(count: int, batch_size: int) -> list[jax.Device]:
+    """The first `count` local devices; for 0 as many as there are and divide the batch.
 
     Raises:
-      ValueError: if there are fewer.
+      ValueError: if there are fewer, or they cannot share the batch evenly.
     """
     present = jax.local_devices()
     if count > len(present):
@@ -29,10 +29,16 @@ def devices(count: int = 0) -> list[jax.Device]:
             f"config.devices={count}, but {len(present)} {present[0].platform} device(s) are present: lower it "
             "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"
         )
-    return present[: count or len(present)]
+    if count and batch_size % count:
+        raise ValueError(
+            f"config.train.batch_size={batch_size} is no multiple of config.devices={count}: change one of them"
+        )
+    return present[: count or max(n for n in range(1, len(present) + 1) if batch_size % n == 0)]
 
 
-def pmap(fn: Callable, on: Sequence[jax.Device], in_axes: Any = 0, donate_argnums: tuple[int, ...] = ()) -> Callable:
+def pmap(
+    fn: Callable, on: Sequence[jax.Device], in_axes: Any = 0, donate_argnums: tuple[int, ...] = ()
+) -> Callable:
     """`fn` on every device at once; arguments and results carry a leading device axis where `in_axes` is 0."""
     return jax.pmap(fn, axis_name=AXIS, in_axes=in_axes, devices=list(on), donate_argnums=donate_argnums)
 
@@ -45,7 +51,9 @@ def split(tree: Any, on: Sequence[jax.Device]) -> Any:
 
 def replicate(tree: Any, on: Sequence[jax.Device]) -> Any:
     """A copy of every array on each device, with a leading device axis."""
-    return split(jax.tree.map(lambda x: np.broadcast_to(x, (len(on), *np.shape(x))), jax.device_get(tree)), on)
+    return split(
+        jax.tree.map(lambda x: np.broadcast_to(x, (len(on), *np.shape(x))), jax.device_get(tree)), on
+    )
 
 
 def first(tree: Any) -> Any:

@@ -25,7 +25,9 @@ class EpsilonHalf(float):
 def _check(epsilons: Sequence[float], errors: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     eps, err = np.asarray(epsilons, float), np.asarray(errors, float)
     if eps.ndim != 1 or eps.shape != err.shape or not eps.size:
-        raise ValueError(f"epsilons and errors must be equally long lists, got shapes {eps.shape} and {err.shape}")
+        raise ValueError(
+            f"epsilons and errors must be equally long lists, got shapes {eps.shape} and {err.shape}"
+        )
     if not np.all(np.diff(eps) > 0):
         raise ValueError(f"epsilons must ascend, got {eps.tolist()}")
     if not np.all((err >= 0) & (err <= 1)):

@@ -40,6 +40,7 @@ RULES = {
     "attack.step_size": _POSITIVE,
     "attack.steps": _COUNT,
     "attack.loss": _one_of("margin", "cross_entropy"),
+    "attack.training_dtype": _one_of("float32", "bfloat16"),
     "attack.clip": _one_of("range", "data"),
     "validate.every_epochs": _COUNT,
     "validate.images": _ZERO_OR_MORE,

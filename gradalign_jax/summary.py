@@ -35,7 +35,9 @@ def result(
     notes: list[str],
 ) -> dict[str, Any]:
     """What result.json holds: numbers as measured, None where nothing was."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    }
     return {
         "dataset": config.data.name,
         "method": config.method,
@@ -57,7 +59,10 @@ def table(outcome: Mapping[str, Any]) -> str:
     """Measured numbers beside the paper's (Tables 2 and S2), for a terminal."""
     numbers = paper.numbers(outcome["dataset"], outcome["method"])
     values = {"accuracy": outcome["accuracy"], **outcome["epsilon_half"], **{a: outcome[a] for a in ALPHAS}}
-    lines = [f"{outcome['dataset']}, {outcome['method']}, seed {outcome['seed']}", f"{'':26}{'here':>10}{'paper':>10}"]
+    lines = [
+        f"{outcome['dataset']}, {outcome['method']}, seed {outcome['seed']}",
+        f"{'':26}{'here':>10}{'paper':>10}",
+    ]
 
     def cell(value: float | None) -> str:
         return f"{'-' if value is None else format(value, '.4g'):>10}"

@@ -31,6 +31,11 @@ def create_state(classifier: Classifier, optimizer: optax.GradientTransformation
     return TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
 
 
+def cast_kernels(params: Any, dtype: jnp.dtype) -> Any:
+    """The parameters with every kernel (two axes or more) in `dtype`; biases and norms stay as they are."""
+    return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
+
+
 def make_step(
     classifier: Classifier,
     optimizer: optax.GradientTransformation,
@@ -38,6 +43,7 @@ def make_step(
     *,
     delta_x: DeltaX | None = None,
     attack: Attack | None = None,
+    attack_dtype: jnp.dtype = jnp.float32,
     mean: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable:
     """Builds `step(state, batch, keys, settings) -> (state, metrics)`.
@@ -47,6 +53,7 @@ def make_step(
       method: one of METHODS.
       delta_x: for align: (image, label, target, index) -> `[B, ...]`.
       attack: for pgd: as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
+      attack_dtype: precision of the kernels that the attack sees; losses and parameter updates stay in float32.
       mean: averages gradients, statistics and metrics over devices; nothing to do on one.
 
     The step's `keys` hold one key per image; `settings` holds the traced scalars it needs: `weight` (λ_α) for
@@ -81,11 +88,14 @@ def make_step(
     def step(state: TrainState, batch: Batch, keys: Array, settings: dict[str, Array]):
         variables = state.variables
         if method == "pgd":
+            attacked = {**variables, "params": cast_kernels(variables["params"], attack_dtype)}
 
             def logits_fn(image):
-                return classifier.apply(variables, image, train=False)[0]
+                return classifier.apply(attacked, image, train=False)[0].astype(jnp.float32)
 
-            image = attack(logits_fn, keys, batch.image, batch.label, settings["epsilon"], settings["step_size"])
+            image = attack(
+                logits_fn, keys, batch.image, batch.label, settings["epsilon"], settings["step_size"]
+            )
             batch = batch._replace(image=image)
         gradients, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(
             variables["params"], variables["batch_stats"], batch, settings

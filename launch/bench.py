@@ -37,17 +37,13 @@ def main() -> None:
     else:
         torch.set_num_threads(cores())
         torch.manual_seed(0)
-    report = {
-        "machine": describe_machine(clock),
-        "rounds": arguments.rounds,
-        "clock": clock.__name__,
-        "items": [],
-    }
-    print(json.dumps(report["machine"]), flush=True)
+    machine = describe_machine(clock)
+    report = {"machine": machine, "rounds": arguments.rounds, "clock": clock.__name__, "items": []}
+    print(json.dumps(machine), flush=True)
     print(HEADER, flush=True)
     for name in arguments.item or bench_items.ITEMS:
         steps = arguments.cifar_attack_steps if name == "cifar_pgd" else 40
-        result = measure(bench_items.build(name, steps), arguments.rounds, report["machine"], clock)
+        result = measure(bench_items.build(name, steps), arguments.rounds, machine, clock)
         report["items"].append(result)
         print(table_row(result), flush=True)
         if arguments.output:
@@ -63,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="count processor time, not wall time: for a busy machine, under `taskset --cpu-list 0` (one thread "
+        help="count processor time, not wall time: for a busy machine, under `taskset -c 0` (one thread "
         "each: PyTorch's threads spin while they wait for one another, which counts as work)",
     )
     parser.add_argument("--output", help="also write the results to this JSON file")

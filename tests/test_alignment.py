@@ -49,7 +49,11 @@ def test_measure_equals_a_float64_loop(seed):
     with jax.enable_x64(True):
         measured = jax.jit(
             lambda x: alignment.measure(
-                logits_fn, lambda image, label, target, i: jnp.asarray(cached)[i, target] - image, x, labels, index
+                logits_fn,
+                lambda image, label, target, i: jnp.asarray(cached)[i, target] - image,
+                x,
+                labels,
+                index,
             )
         )(images)
     misclassified = 0
@@ -90,7 +94,9 @@ def test_lemma_1_a_step_of_the_distance_reaches_the_boundary():
     logits = image @ weights + bias
     label = logits.argmax(-1)
     with jax.enable_x64(True):
-        measured = alignment.measure(lambda x: x @ weights + bias, None, jnp.asarray(image.astype(float)), label)
+        measured = alignment.measure(
+            lambda x: x @ weights + bias, None, jnp.asarray(image.astype(float)), label
+        )
     measured = jax.tree.map(np.asarray, measured)
     for x, y, target, distance in zip(image, label, measured["target"], measured["distance"], strict=True):
         normal = weights[:, target] - weights[:, y]
@@ -137,7 +143,10 @@ def test_optimal_spheres_model_has_robustness_over_alignment_015():
 def test_cosine_at_zero_and_at_tiny_vectors_is_finite_to_the_second_derivative():
     ones = jnp.ones((1, 4))
     for vector in (jnp.zeros((1, 4)), jnp.full((1, 4), 1e-30), jnp.full((1, 4), 1e-16)):
-        for f in (lambda v: alignment.cosine_similarity(v, ones)[0], lambda v: alignment.cosine_similarity(ones, v)[0]):
+        for f in (
+            lambda v: alignment.cosine_similarity(v, ones)[0],
+            lambda v: alignment.cosine_similarity(ones, v)[0],
+        ):
             chex.assert_tree_all_finite((f(vector), jax.grad(f)(vector), jax.hessian(f)(vector)))
     np.testing.assert_allclose(alignment.cosine_similarity(1e-16 * ones, ones), 1, rtol=1e-6)
     np.testing.assert_allclose(alignment.cosine_similarity(ones, 1e30 * ones), 1, rtol=1e-6)
@@ -160,7 +169,10 @@ def test_penalty_gradient_equals_finite_differences(classes):
     image, label = rng.normal(size=(3, SIZE)), rng.integers(0, classes, 3)
     vector = rng.normal(size=(classes, SIZE))
     with jax.enable_x64(True):
-        params = {"w1": jnp.asarray(rng.normal(size=(SIZE, 6))), "w2": jnp.asarray(rng.normal(size=(6, classes)))}
+        params = {
+            "w1": jnp.asarray(rng.normal(size=(SIZE, 6))),
+            "w2": jnp.asarray(rng.normal(size=(6, classes))),
+        }
 
         @jax.jit
         def penalty(params):
@@ -196,5 +208,7 @@ def test_measure_costs_one_forward_and_k_backward_passes():
     features.defvjp(forward, backward)
     image = jnp.ones((2, SIZE))
     weights = jnp.ones((SIZE, CLASSES)) * jnp.arange(1.0, CLASSES + 1)
-    jax.jit(lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int)))(image)
+    jax.jit(
+        lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int))
+    )(image)
     assert passes == {"forward": 1, "backward": CLASSES}

@@ -56,21 +56,26 @@ def test_help_is_at_once_and_shows_a_command():
     assert time.monotonic() - started < 3
 
 
-@pytest.mark.parametrize("module", [spheres, squares, squares32, mnist35, mnist, cifar10], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [spheres, squares, squares32, mnist35, mnist, cifar10], ids=lambda m: m.__name__
+)
 def test_every_config_passes_its_own_check(module):
     for method in common.METHODS:
         for argument in (method, f"{method},smoke"):
             config = module.get_config(argument)
             settings.check(config)
             assert config.method == method
-    assert module.get_config("pgd").attack.epsilon == {
-        "spheres": 0.005,
-        "squares": 0.2,
-        "squares32": 0.2,
-        "mnist35": 0.3,
-        "mnist": 0.3,
-        "cifar10": 0.01,
-    }[module.__name__.removeprefix("configs.")]  # paper A.1
+    assert (
+        module.get_config("pgd").attack.epsilon
+        == {
+            "spheres": 0.005,
+            "squares": 0.2,
+            "squares32": 0.2,
+            "mnist35": 0.3,
+            "mnist": 0.3,
+            "cifar10": 0.01,
+        }[module.__name__.removeprefix("configs.")]
+    )  # paper A.1
 
 
 def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
@@ -90,8 +95,25 @@ def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
     assert answer.returncode == 0, answer.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result) >= {
-        *("dataset", "method", "seed", "accuracy", "epsilon_half", "alpha_delta_x", "alpha_x", "alpha_x_label"),
-        *("alpha_x_target_label", "alpha_x_closest_predicted", "curves", "seconds", "devices", "versions", "config"),
+        *(
+            "dataset",
+            "method",
+            "seed",
+            "accuracy",
+            "epsilon_half",
+            "alpha_delta_x",
+            "alpha_x",
+            "alpha_x_label",
+        ),
+        *(
+            "alpha_x_target_label",
+            "alpha_x_closest_predicted",
+            "curves",
+            "seconds",
+            "devices",
+            "versions",
+            "config",
+        ),
     }
     assert set(result["epsilon_half"]) == {"pgd_linf", "pgd_l2", "square_linf"}
     assert result["epsilon_half"]["square_linf"] is None
@@ -103,7 +125,13 @@ def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
 
 
 # Kernels know neither the host loop, nor runs, nor configs.
-HOST = {"gradalign_jax.loop", "gradalign_jax.workdir", "gradalign_jax.tasks", "gradalign_jax.main", "ml_collections"}
+HOST = {
+    "gradalign_jax.loop",
+    "gradalign_jax.workdir",
+    "gradalign_jax.tasks",
+    "gradalign_jax.main",
+    "ml_collections",
+}
 
 
 def imported(file):
@@ -121,7 +149,17 @@ def test_imports_point_one_way():
         part = file.relative_to(package).parts[0].removesuffix(".py")
         names = set(imported(file))
         assert not any(name.split(".")[0] == "configs" for name in names), file
-        if part in ("alignment", "robustness", "training", "attacks", "models", "deltax", "data", "types", "parallel"):
+        if part in (
+            "alignment",
+            "robustness",
+            "training",
+            "attacks",
+            "models",
+            "deltax",
+            "data",
+            "types",
+            "parallel",
+        ):
             assert not names & HOST, (file, names & HOST)
         if part not in ("main", "tasks"):
             assert not any(name.startswith("gradalign_jax.tasks") for name in names), file

@@ -58,7 +58,7 @@ def test_mlp_is_linear_relu_affine():
 @pytest.mark.parametrize("shape", [(64, 8), (7, 7, 3, 16)])
 def test_default_initialisation_spreads_over_its_bound(shape):
     bound = np.prod(shape[:-1]) ** -0.5
-    values = np.asarray(models.mlp.torch_uniform(KEY, shape))
+    values = np.asarray(models.linear.torch_uniform(KEY, shape))
     assert 0.95 * bound < np.abs(values).max() <= bound
     assert values.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
 

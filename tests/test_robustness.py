@@ -44,7 +44,12 @@ def test_hand_made_curves(epsilons, errors, half, censored):
 
 @pytest.mark.parametrize(
     ("epsilons", "errors", "named"),
-    [((0, 1), (0.1,), "equally long"), ((0, 2, 1), (0, 0, 1), "ascend"), ((0, 1), (0, 1.5), "rates"), ((), (), "equally")],
+    [
+        ((0, 1), (0.1,), "equally long"),
+        ((0, 2, 1), (0, 0, 1), "ascend"),
+        ((0, 1), (0, 1.5), "rates"),
+        ((), (), "equally"),
+    ],
 )
 def test_wrong_curves_are_named(epsilons, errors, named):
     with pytest.raises(ValueError, match=named):

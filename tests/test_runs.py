@@ -105,7 +105,9 @@ def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
 def fresh(config):
     optimizer = classifier.create_optimizer(config)
     return training.create_state(
-        classifier.create_classifier(config, data.load("spheres")), optimizer, jax.random.fold_in(jax.random.key(0), 0)
+        classifier.create_classifier(config, data.load("spheres")),
+        optimizer,
+        jax.random.fold_in(jax.random.key(0), 0),
     )
 
 
@@ -116,7 +118,7 @@ def test_evaluation_does_not_depend_on_devices():
     variables = model.init(jax.random.key(0))
     measured = []
     for devices in (1, 2, 4):
-        on = parallel.devices(devices)
+        on = parallel.devices(devices, 4)
         evaluation = Evaluation(
             model,
             split,
@@ -127,7 +129,9 @@ def test_evaluation_does_not_depend_on_devices():
             delta_x=spheres_set.delta_x,
         )
         copies = parallel.replicate(variables, on)
-        errors = [evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)]
+        errors = [
+            evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)
+        ]
         assert all(len(wrong) == 103 for wrong in errors)
         measured.append((errors, evaluation.alignments(copies)))
     chex.assert_trees_all_equal(*measured)
@@ -138,10 +142,12 @@ def test_evaluation_equals_the_model_called_at_once():
     model = models.create("mlp", hidden=(16,))
     split = data.Split(*jax.device_get(data.load("spheres").sample(jax.random.key(1), 23)))
     variables = model.init(jax.random.key(0))
-    on = parallel.devices(2)
+    on = parallel.devices(2, 4)
     evaluation = Evaluation(model, split, on=on, block=5, key=jax.random.key(2), attacks={}, delta_x=None)
     expected = np.argmax(model.apply(variables, split.image)[0], -1) != split.label
-    np.testing.assert_array_equal(evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected)
+    np.testing.assert_array_equal(
+        evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected
+    )
 
 
 def test_batch_statistics_are_those_of_the_whole_batch():
@@ -152,7 +158,10 @@ def test_batch_statistics_are_those_of_the_whole_batch():
 
         def loss(norm, x, weight):
             def score(v):
-                return (norm.apply({"params": weight, "batch_stats": stats}, v, True, mutable=["batch_stats"])[0] ** 3)
+                return (
+                    norm.apply({"params": weight, "batch_stats": stats}, v, True, mutable=["batch_stats"])[0]
+                    ** 3
+                )
 
             gradient = jax.grad(lambda v: score(v).sum())(x)
             return (score(x) + jnp.sin(gradient)).mean()
@@ -161,7 +170,7 @@ def test_batch_statistics_are_those_of_the_whole_batch():
         weight = {"scale": jnp.array([1.5, 0.5]), "bias": jnp.array([0.3, -0.2])}
         stats = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
         expected = jax.grad(lambda w: loss(whole, image, w))(weight)
-        on = parallel.devices(2)
+        on = parallel.devices(2, 4)
 
         def on_device(x, w):
             return parallel.mean(jax.grad(lambda w: loss(spread, x, w))(w))
@@ -176,7 +185,9 @@ def test_damaged_checkpoints_are_passed_over_then_refused(tmp_path, caplog):
     start(tmp_path, config)
     (tmp_path / "result.json").unlink()
     newest, older = sorted((tmp_path / "checkpoints").glob("*.json"), key=lambda f: -int(f.stem))
-    damaged = max((tmp_path / "checkpoints" / newest.stem).rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
+    damaged = max(
+        (tmp_path / "checkpoints" / newest.stem).rglob("*"), key=lambda f: f.is_file() and f.stat().st_size
+    )
     damaged.write_bytes(damaged.read_bytes()[:-20])
     before = last_checkpoint(tmp_path, config)[0]
     assert int(before.step) == int(older.stem)
@@ -209,7 +220,7 @@ def test_divergence_stops_before_it_is_saved(tmp_path):
     ("changes", "named"),
     [
         ({"devices": 99}, "99"),
-        ({"devices": 4, "train.batch_size": 50}, "no multiple of 4 devices"),
+        ({"devices": 4, "train.batch_size": 50}, "no multiple of config.devices=4"),
         ({"data.name": "sphere"}, "did you mean 'spheres'"),
     ],
 )

@@ -81,6 +81,15 @@ class Pair(NamedTuple):
     label: np.ndarray
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """On a busy machine PyTorch's threads spend most of their time waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=CASES)
 def pair(request):
     case = CASES[request.param]
@@ -159,6 +168,8 @@ def test_logits_and_input_jacobian_agree_in_training_mode(pair):
 @pytest.mark.parametrize("method", training.METHODS)
 def test_two_training_steps_agree(pair, method):
     """Two steps, so that the optimiser's state and the running statistics count as well."""
+    if method == "baseline" and pair.image.ndim == 4:
+        pytest.skip("what follows the attack of the pgd step; compiling takes long")
     case, batch = pair.case, Batch(pair.image, pair.label, jnp.arange(len(pair.label)))
     keys = jax.random.split(jax.random.key(1), len(pair.label))
     vector = np.random.default_rng(1).normal(size=pair.image.shape)

@@ -21,6 +21,7 @@ def conv(
 ) -> Array:
     """Returns the cross-correlation of images [B, H, W, I] with a kernel [kh, kw, I, O].
 
+    Products are taken in the kernel's precision and summed in the image's, which the result has.
     padding: zeros on every side, or ((top, bottom), (left, right)).
     backend: the platform to lower for, by default the one that JAX runs on.
     Reverse-mode differentiable any number of times; there is no forward mode on a CPU.
@@ -92,11 +93,17 @@ def _weight_gradient(window: Window, x: Array, g: Array) -> Array:
 
 _forward.defvjp(
     lambda window, x, kernel: (_forward(window, x, kernel), (x, kernel)),
-    lambda window, saved, g: (_input_gradient(window, g, saved[1]), _weight_gradient(window, saved[0], g)),
+    lambda window, saved, g: (
+        _input_gradient(window, g, saved[1]),
+        _weight_gradient(window, saved[0], g).astype(saved[1].dtype),
+    ),
 )
 _input_gradient.defvjp(
     lambda window, g, kernel: (_input_gradient(window, g, kernel), (g, kernel)),
-    lambda window, saved, c: (_forward(window, c, saved[1]), _weight_gradient(window, c, saved[0])),
+    lambda window, saved, c: (
+        _forward(window, c, saved[1]),
+        _weight_gradient(window, c, saved[0]).astype(saved[1].dtype),
+    ),
 )
 _weight_gradient.defvjp(
     lambda window, x, g: (_weight_gradient(window, x, g), (x, g)),

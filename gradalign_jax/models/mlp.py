@@ -1,36 +1,12 @@
 """The multilayer perceptron of the Spheres experiments."""
 
-import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gradalign_jax.models.linear import Linear
 from gradalign_jax.types import Array, Classifier, Variables, binary_logits
-
-
-def torch_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Draws a kernel [..., fan_in, fan_out] from U(±1/√fan_in), PyTorch's default for linear and conv layers.
-
-    fan_in is the product of all axes but the last. Reference: torch.nn.Linear.reset_parameters.
-    """
-    bound = math.prod(shape[:-1]) ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-class Linear(nn.Module):
-    """A dense layer with PyTorch's default initialisation of kernel and bias: U(±1/√fan_in)."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [B, fan_in] to [B, features]."""
-        bound = x.shape[-1] ** -0.5
-        kernel = self.param("kernel", torch_uniform, (x.shape[-1], self.features))
-        bias = self.param("bias", jax.random.uniform, (self.features,), x.dtype, -bound, bound)
-        return x @ kernel + bias
 
 
 class MLP(nn.Module):

@@ -16,7 +16,7 @@ from gradalign_jax import alignment, data, figures, loop, models, parallel, robu
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation import Evaluation
-#XX
+from gradalign_jax.models import pretrained
 from gradalign_jax.types import IMAGE_RANGE, Classifier
 from gradalign_jax.workdir import RunError, Workdir
 
@@ -82,12 +82,7 @@ class ClassifierRun:
             limit=config.data.limit or None,
         )
         self.steps_per_epoch = self._steps_per_epoch()
-        self.devices = parallel.devices(config.devices)
-        if config.train.batch_size % len(self.devices):
-            raise RunError(
-                f"config.train.batch_size={config.train.batch_size} is no multiple of {len(self.devices)} devices: "
-                "change it, or set config.devices"
-            )
+        self.devices = parallel.devices(config.devices, config.train.batch_size)
         self.key = jax.random.key(config.seed)
         self.classifier = create_classifier(config, self.dataset)
         self.bounds = attack_bounds(config, self.dataset)
@@ -136,7 +131,9 @@ class ClassifierRun:
         if path:
             state = state._replace(variables=pretrained.load(path, state.variables))
         elif self.config.model.get("frozen_norm", True) and self.config.model.name == "resnet":
-            self.notes.append("trained from scratch: no ImageNet weights were given (config.model.pretrained)")
+            self.notes.append(
+                "trained from scratch: no ImageNet weights were given (config.model.pretrained)"
+            )
         return jax.device_get(state)
 
     def chunk(self, length: int):
@@ -148,6 +145,7 @@ class ClassifierRun:
             config.method,
             delta_x=self.dataset.delta_x,
             attack=self.attack("linf") if config.method == "pgd" else None,
+            attack_dtype=jnp.dtype(config.attack.training_dtype),
             mean=parallel.mean,
         )
         source = batch_source(config, self.dataset, self.steps_per_epoch, self.stream(_ORDER))
@@ -159,7 +157,9 @@ class ClassifierRun:
             "pgd": {name: np.float32(config.attack[name]) for name in ("epsilon", "step_size")},
         }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
-        return partial(self._call, program, parallel.replicate(images, self.devices), self.stream(_STEP), settings)
+        return partial(
+            self._call, program, parallel.replicate(images, self.devices), self.stream(_STEP), settings
+        )
 
     @staticmethod
     def _call(program, images, key, settings, state):
@@ -210,12 +210,16 @@ class ClassifierRun:
         )
         return best
 
-    def validate(self, validation: Evaluation, epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
+    def validate(
+        self, validation: Evaluation, epoch: int, state: training.TrainState, best: Best, bar: tqdm
+    ) -> Best:
         """ε50% under PGD L∞ on the validation split, and the better of this epoch and the best so far."""
 
         def error_at(epsilon: float) -> float:
             bar.set_description(f"epoch {epoch + 1} validation, ε={epsilon:g}")
-            return float(validation.errors(state.variables, "pgd_linf", epsilon, self.config.attack.step_size).mean())
+            return float(
+                validation.errors(state.variables, "pgd_linf", epsilon, self.config.attack.step_size).mean()
+            )
 
         grid = (0.0, *self.config.validate.epsilons)
         guess = float(best.value) if best.value >= 0 else None
@@ -267,7 +271,9 @@ class ClassifierRun:
 
             def means() -> dict[str, float]:
                 values = evaluation.alignments(variables, bar.update)
-                return {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items() if "alpha" in name}
+                return {
+                    name: float(np.mean(v, dtype=np.float64)) for name, v in values.items() if "alpha" in name
+                }
 
             alignments = point("alignment", None, means)
         return {"curves": curves, **alignments}
@@ -280,7 +286,9 @@ class ClassifierRun:
         for name, value in half.items():
             measured["curves"][name] |= {"threshold": value.threshold, "censored": value.censored}
             if value.censored:
-                self.notes.append(f"ε50% under {name} is censored: the strongest attack leaves under 51 % error")
+                self.notes.append(
+                    f"ε50% under {name} is censored: the strongest attack leaves under 51 % error"
+                )
         result = summary.result(
             self.config,
             accuracy=1 - measured["curves"]["pgd_linf"]["errors"][0],

@@ -1,0 +1,53 @@
+"""The dense layer with PyTorch's defaults, and the matrix product it is made of."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradalign_jax.types import Array
+
+
+@jax.custom_vjp
+def product(x: Array, matrix: Array) -> Array:
+    """x `[..., n]` @ matrix `[n, m]` in the matrix's precision, summed and returned in that of x; so are its gradients.
+
+    On a CPU with bfloat16 tiles (AMX) that is 4 to 7 times the float32 rate, if sums are kept in float32.
+    """
+    return jnp.matmul(x.astype(matrix.dtype), matrix, preferred_element_type=x.dtype)
+
+
+def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, matrix = saved
+    rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return product(g, matrix.T), (rows.T @ columns).astype(matrix.dtype)
+
+
+product.defvjp(lambda x, matrix: (product(x, matrix), (x, matrix)), _backward)
+
+
+def torch_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Draws a kernel [..., fan_in, fan_out] from U(±1/√fan_in), PyTorch's default for linear and conv layers.
+
+    fan_in is the product of all axes but the last. Reference: torch.nn.Linear.reset_parameters.
+    """
+    bound = math.prod(shape[:-1]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Linear(nn.Module):
+    """A dense layer with PyTorch's default initialisation of kernel and bias: U(±1/√fan_in).
+
+    The product is taken in the kernel's precision and summed in the input's.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, fan_in] to [B, features]."""
+        bound = x.shape[-1] ** -0.5
+        kernel = self.param("kernel", torch_uniform, (x.shape[-1], self.features))
+        bias = self.param("bias", jax.random.uniform, (self.features,), x.dtype, -bound, bound)
+        return product(x, kernel) + bias

@@ -42,14 +42,10 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.data = ConfigDict()
     config.data.name = dataset
     config.data.dir = ""  # of tensorflow_datasets; "": $TFDS_DATA_DIR, else its default place
-    config.data.cache = (
-        ""  # of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
-    )
+    config.data.cache = ""  # of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
     config.data.limit = 0  # images per split; 0: all
 
-    config.model = ConfigDict(
-        model
-    )  # name: a file of gradalign_jax/models; the rest are options of its `create`
+    config.model = ConfigDict(model)  # name: a file of gradalign_jax/models; the rest are options of its `create`
     config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
 
     config.optimizer = ConfigDict()
@@ -74,12 +70,8 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.attack.step_size = 0.02  # η (facts 6.3)
     config.attack.steps = 40  # k
     config.attack.loss = "margin"  # margin | cross_entropy
-    config.attack.training_dtype = (
-        "float32"  # or bfloat16: kernels that pgd training's attack sees, nothing else
-    )
-    config.attack.clip = (
-        "range"  # range: clamp to [-1, 1] (the paper); data: to the data's own range where wider
-    )
+    config.attack.training_dtype = "float32"  # or bfloat16: kernels that pgd training's attack sees, nothing else
+    config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's own range where wider
 
     config.validate = ConfigDict()
     config.validate.every_epochs = 1

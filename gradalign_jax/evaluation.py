@@ -73,9 +73,7 @@ class Evaluation:
         positions, self._mask = pipeline.padded_blocks(self.size, min(block, self.size))
         count = len(self._on)
         missing = -len(positions) % count
-        positions = np.concatenate(
-            [positions, np.broadcast_to(positions[-1:], (missing, positions.shape[1]))]
-        )
+        positions = np.concatenate([positions, np.broadcast_to(positions[-1:], (missing, positions.shape[1]))])
         return [parallel.split(group, self._on) for group in positions.reshape(-1, count, positions.shape[1])]
 
     @property

@@ -16,9 +16,7 @@ _SPHERES_SHAPE = (20, 25, 1)
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
     """Error rate over ε, one panel an attack, with the threshold that ε50% crosses."""
-    figure, axes = plt.subplots(
-        1, len(curves), figsize=(4 * len(curves), 3), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), layout="constrained", squeeze=False)
     for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
         epsilons = np.asarray(curve["epsilons"])
         axis.plot(epsilons, curve["errors"], "o-", markersize=4)

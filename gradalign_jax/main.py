@@ -40,9 +40,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError):  # ml_collections' answer to a misspelt key
         key = re.search(r"'(\w+)\\?'", text)
         near = re.search(r'Did you mean "(\w+)"', text)
-        return f"the config has no key {key[1] if key else text!r}" + (
-            f"; did you mean {near[1]!r}?" if near else ""
-        )
+        return f"the config has no key {key[1] if key else text!r}" + (f"; did you mean {near[1]!r}?" if near else "")
     return " ".join(text.split())
 
 

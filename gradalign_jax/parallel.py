@@ -36,9 +36,7 @@ def devices(count: int, batch_size: int) -> list[jax.Device]:
     return present[: count or max(n for n in range(1, len(present) + 1) if batch_size % n == 0)]
 
 
-def pmap(
-    fn: Callable, on: Sequence[jax.Device], in_axes: Any = 0, donate_argnums: tuple[int, ...] = ()
-) -> Callable:
+def pmap(fn: Callable, on: Sequence[jax.Device], in_axes: Any = 0, donate_argnums: tuple[int, ...] = ()) -> Callable:
     """`fn` on every device at once; arguments and results carry a leading device axis where `in_axes` is 0."""
     return jax.pmap(fn, axis_name=AXIS, in_axes=in_axes, devices=list(on), donate_argnums=donate_argnums)
 
@@ -51,9 +49,7 @@ def split(tree: Any, on: Sequence[jax.Device]) -> Any:
 
 def replicate(tree: Any, on: Sequence[jax.Device]) -> Any:
     """A copy of every array on each device, with a leading device axis."""
-    return split(
-        jax.tree.map(lambda x: np.broadcast_to(x, (len(on), *np.shape(x))), jax.device_get(tree)), on
-    )
+    return split(jax.tree.map(lambda x: np.broadcast_to(x, (len(on), *np.shape(x))), jax.device_get(tree)), on)
 
 
 def first(tree: Any) -> Any:

@@ -1,6 +1,7 @@
 """ε50%: the perturbation size at which half of a data set is misclassified, read off an error curve."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +18,7 @@ class EpsilonHalf(float):
     censored: bool
 
     def __new__(cls, value: float, threshold: float, censored: bool) -> "EpsilonHalf":
+        """ε50% with its threshold and whether it is censored."""
         self = super().__new__(cls, value)
         self.threshold, self.censored = threshold, censored
         return self
@@ -25,9 +27,7 @@ class EpsilonHalf(float):
 def _check(epsilons: Sequence[float], errors: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     eps, err = np.asarray(epsilons, float), np.asarray(errors, float)
     if eps.ndim != 1 or eps.shape != err.shape or not eps.size:
-        raise ValueError(
-            f"epsilons and errors must be equally long lists, got shapes {eps.shape} and {err.shape}"
-        )
+        raise ValueError(f"epsilons and errors must be equally long lists, got shapes {eps.shape} and {err.shape}")
     if not np.all(np.diff(eps) > 0):
         raise ValueError(f"epsilons must ascend, got {eps.tolist()}")
     if not np.all((err >= 0) & (err <= 1)):
@@ -103,7 +103,7 @@ def bracketed_epsilon_half(
         low, high = bracket(threshold)
     error(low)
     points = sorted(measured)
-    if any(measured[a] > measured[b] for a, b in zip(points, points[1:], strict=False)):
+    if any(measured[a] > measured[b] for a, b in pairwise(points)):
         for i in range(len(grid)):
             error(i)
         points = sorted(measured)

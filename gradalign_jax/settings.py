@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def _one_of(*values: str) -> tuple[str, Callable[[Any], bool]]:
 
 _GRID: tuple[str, Callable[[Any], bool]] = (
     "must be a tuple of ascending numbers > 0",
-    lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in zip(v, v[1:], strict=False)),
+    lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in pairwise(v)),
 )
 
 RULES = {

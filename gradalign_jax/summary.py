@@ -35,9 +35,7 @@ def result(
     notes: list[str],
 ) -> dict[str, Any]:
     """What result.json holds: numbers as measured, None where nothing was."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")
-    }
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {
         "dataset": config.data.name,
         "method": config.method,

@@ -93,9 +93,7 @@ def make_step(
             def logits_fn(image):
                 return classifier.apply(attacked, image, train=False)[0].astype(jnp.float32)
 
-            image = attack(
-                logits_fn, keys, batch.image, batch.label, settings["epsilon"], settings["step_size"]
-            )
+            image = attack(logits_fn, keys, batch.image, batch.label, settings["epsilon"], settings["step_size"])
             batch = batch._replace(image=image)
         gradients, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(
             variables["params"], variables["batch_stats"], batch, settings

@@ -42,9 +42,7 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; free space or choose another --workdir"
-        ) from error
+        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -85,9 +83,7 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(
-                f"another process is writing {path}: stop it or choose another --workdir"
-            ) from error
+            raise RunError(f"another process is writing {path}: stop it or choose another --workdir") from error
         self._claim(json.loads(json.dumps(config)))
         self._board = None
 
@@ -140,16 +136,12 @@ class Workdir:
         for step in reversed(self._steps()):
             folder = self.checkpoints / str(step)
             if _hashes(folder) != json.loads((self.checkpoints / f"{step}.json").read_text()):
-                logging.warning(
-                    "checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints
-                )
+                logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
                 continue
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
         if self._steps():
-            raise RunError(
-                f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again"
-            )
+            raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
         return None
 
     # ---- metrics and results

@@ -144,9 +144,7 @@ def measure(item: bench_items.Item, rounds: int, machine: dict, clock: Callable[
             times[side].append(seconds(item.sides[side], calls[side], clock))
     ours = statistics.median(times["ours"])
     ratios = {
-        side: statistics.median(
-            theirs / mine for theirs, mine in zip(times[side], times["ours"], strict=True)
-        )
+        side: statistics.median(theirs / mine for theirs, mine in zip(times[side], times["ours"], strict=True))
         for side in times
         if side != "ours"
     }

@@ -108,9 +108,7 @@ def build(name: str, attack_steps: int = 40) -> Item:
         sides["ours"], seconds = our_jacobian(experiment, variables, batch)
         peer_side = peer_jacobian
     else:
-        sides["ours"], seconds = our_step(
-            experiment, variables, batch, METHODS[method], destinations, attack_steps
-        )
+        sides["ours"], seconds = our_step(experiment, variables, batch, METHODS[method], destinations, attack_steps)
         peer_side = partial(peer_step, method=METHODS[method], destinations=destinations, steps=attack_steps)
     if torch:
         sides["authors"] = peer_side(experiment, variables, batch, authors)
@@ -272,8 +270,7 @@ def check_agreement(experiment: Experiment, variables, batch: Batch) -> str:
     image_difference = relative_difference(to_torch(image_gradient), image.grad)
     peer_gradients = {name: value.grad for name, value in peer.named_parameters()}
     differences = [
-        relative_difference(value, peer_gradients[name])
-        for name, value in models.flax_to_torch(gradients).items()
+        relative_difference(value, peer_gradients[name]) for name, value in models.flax_to_torch(gradients).items()
     ]
     logit_difference = relative_difference(logits, output.detach())
     return f"logits {logit_difference:.0e}, dx {image_difference:.0e}, dw {max(differences):.0e}"

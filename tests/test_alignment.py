@@ -94,9 +94,7 @@ def test_lemma_1_a_step_of_the_distance_reaches_the_boundary():
     logits = image @ weights + bias
     label = logits.argmax(-1)
     with jax.enable_x64(True):
-        measured = alignment.measure(
-            lambda x: x @ weights + bias, None, jnp.asarray(image.astype(float)), label
-        )
+        measured = alignment.measure(lambda x: x @ weights + bias, None, jnp.asarray(image.astype(float)), label)
     measured = jax.tree.map(np.asarray, measured)
     for x, y, target, distance in zip(image, label, measured["target"], measured["distance"], strict=True):
         normal = weights[:, target] - weights[:, y]
@@ -208,7 +206,5 @@ def test_measure_costs_one_forward_and_k_backward_passes():
     features.defvjp(forward, backward)
     image = jnp.ones((2, SIZE))
     weights = jnp.ones((SIZE, CLASSES)) * jnp.arange(1.0, CLASSES + 1)
-    jax.jit(
-        lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int))
-    )(image)
+    jax.jit(lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int)))(image)
     assert passes == {"forward": 1, "backward": CLASSES}

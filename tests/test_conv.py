@@ -70,9 +70,7 @@ def test_values_and_two_derivatives(shape):
         rtol=1e-9,
         atol=1e-9,
     )
-    ours = jax.jit(lambda x, w: gradients(lambda x, w: conv(x, w, stride, padding, backend="cpu"), x, w))(
-        x, kernel
-    )
+    ours = jax.jit(lambda x, w: gradients(lambda x, w: conv(x, w, stride, padding, backend="cpu"), x, w))(x, kernel)
     theirs = jax.jit(lambda x, w: gradients(lambda x, w: reference(x, w, stride, padding), x, w))(x, kernel)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())

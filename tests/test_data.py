@@ -161,9 +161,7 @@ def test_an_epoch_is_a_fresh_permutation_that_depends_on_key_and_epoch_alone():
 
 
 def test_gather_picks_examples_in_model_units():
-    split = data.Split(
-        np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1) * 20, np.arange(3), np.arange(3) + 50
-    )
+    split = data.Split(np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1) * 20, np.arange(3), np.arange(3) + 50)
     batch = jax.jit(data.gather)(jax.device_put(split), jnp.array([2, 0]))
     np.testing.assert_allclose(batch.image, split.image[[2, 0]] / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(batch.label, [2, 0])
@@ -208,9 +206,7 @@ def test_check_accepts_good_arrays_and_data_that_leave_the_range_on_purpose():
     data.check(GOOD * 2.5, np.array([0, 2]), num_classes=3, bounds=None)
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("cifar", "cifar10"), ("MNIST", "mnist"), ("sqares", "squares")]
-)
+@pytest.mark.parametrize(("name", "nearest"), [("cifar", "cifar10"), ("MNIST", "mnist"), ("sqares", "squares")])
 def test_an_unknown_name_names_the_nearest(name, nearest):
     with pytest.raises(data.DataError, match=f"did you mean '{nearest}'"):
         data.load(name)
@@ -327,9 +323,7 @@ def test_mnist35_keeps_two_digits_in_file_order(copy, tmp_path):
     held_out = len(place) // 10
     np.testing.assert_array_equal(dataset.splits["train"].index, place[held_out:])
     np.testing.assert_array_equal(dataset.splits["train"].label, label["train"][place[held_out:]] == 5)
-    np.testing.assert_array_equal(
-        dataset.splits["test"].label, [y == 5 for y in label["test"] if y in (3, 5)]
-    )
+    np.testing.assert_array_equal(dataset.splits["test"].label, [y == 5 for y in label["test"] if y in (3, 5)])
     assert dataset.num_classes == 2
 
 

@@ -56,9 +56,7 @@ def test_help_is_at_once_and_shows_a_command():
     assert time.monotonic() - started < 3
 
 
-@pytest.mark.parametrize(
-    "module", [spheres, squares, squares32, mnist35, mnist, cifar10], ids=lambda m: m.__name__
-)
+@pytest.mark.parametrize("module", [spheres, squares, squares32, mnist35, mnist, cifar10], ids=lambda m: m.__name__)
 def test_every_config_passes_its_own_check(module):
     for method in common.METHODS:
         for argument in (method, f"{method},smoke"):

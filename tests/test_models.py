@@ -141,9 +141,7 @@ def torchvision_tensors(variables):
     for path, value in jax.tree_util.tree_leaves_with_path(variables):
         *parts, leaf = [key.key for key in path][1:]
         name = ".".join(part.replace("_", ".") for part in parts)
-        leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(
-            leaf, leaf
-        )
+        leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
         shape = value.shape[:1:-1] + value.shape[:2] if value.ndim == 4 else value.shape[::-1]
         tensors[f"{name}.{leaf}"] = np.ascontiguousarray(rng.uniform(0.1, 0.2, shape), "float32")
     return tensors | {"bn1.num_batches_tracked": np.array(3)}

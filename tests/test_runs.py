@@ -129,9 +129,7 @@ def test_evaluation_does_not_depend_on_devices():
             delta_x=spheres_set.delta_x,
         )
         copies = parallel.replicate(variables, on)
-        errors = [
-            evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)
-        ]
+        errors = [evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)]
         assert all(len(wrong) == 103 for wrong in errors)
         measured.append((errors, evaluation.alignments(copies)))
     chex.assert_trees_all_equal(*measured)
@@ -145,9 +143,7 @@ def test_evaluation_equals_the_model_called_at_once():
     on = parallel.devices(2, 4)
     evaluation = Evaluation(model, split, on=on, block=5, key=jax.random.key(2), attacks={}, delta_x=None)
     expected = np.argmax(model.apply(variables, split.image)[0], -1) != split.label
-    np.testing.assert_array_equal(
-        evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected
-    )
+    np.testing.assert_array_equal(evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected)
 
 
 def test_batch_statistics_are_those_of_the_whole_batch():
@@ -158,10 +154,7 @@ def test_batch_statistics_are_those_of_the_whole_batch():
 
         def loss(norm, x, weight):
             def score(v):
-                return (
-                    norm.apply({"params": weight, "batch_stats": stats}, v, True, mutable=["batch_stats"])[0]
-                    ** 3
-                )
+                return norm.apply({"params": weight, "batch_stats": stats}, v, True, mutable=["batch_stats"])[0] ** 3
 
             gradient = jax.grad(lambda v: score(v).sum())(x)
             return (score(x) + jnp.sin(gradient)).mean()
@@ -185,14 +178,12 @@ def test_damaged_checkpoints_are_passed_over_then_refused(tmp_path, caplog):
     start(tmp_path, config)
     (tmp_path / "result.json").unlink()
     newest, older = sorted((tmp_path / "checkpoints").glob("*.json"), key=lambda f: -int(f.stem))
-    damaged = max(
-        (tmp_path / "checkpoints" / newest.stem).rglob("*"), key=lambda f: f.is_file() and f.stat().st_size
-    )
+    damaged = max((tmp_path / "checkpoints" / newest.stem).rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
     damaged.write_bytes(damaged.read_bytes()[:-20])
     before = last_checkpoint(tmp_path, config)[0]
     assert int(before.step) == int(older.stem)
     shutil.rmtree(tmp_path / "checkpoints" / older.stem)
-    with pytest.raises(RunError, match="every checkpoint .* is damaged"):
+    with pytest.raises(RunError, match=r"every checkpoint .* is damaged"):
         last_checkpoint(tmp_path, config)
 
 

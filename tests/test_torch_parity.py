@@ -174,9 +174,7 @@ def test_two_training_steps_agree(pair, method):
     keys = jax.random.split(jax.random.key(1), len(pair.label))
     vector = np.random.default_rng(1).normal(size=pair.image.shape)
     attack = pgd.make("linf", steps=3, loss=case.attack_loss)
-    step = training.make_step(
-        case.classifier, case.ours, method, delta_x=lambda *_: jnp.asarray(vector), attack=attack
-    )
+    step = training.make_step(case.classifier, case.ours, method, delta_x=lambda *_: jnp.asarray(vector), attack=attack)
     step = compiled(step)
     state = training.TrainState(pair.variables, case.ours.init(pair.variables["params"]), jnp.zeros((), int))
     for _ in range(2):

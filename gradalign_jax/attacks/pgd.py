@@ -66,9 +66,7 @@ def make(
     if loss not in LOSSES:
         raise ValueError(f"unknown attack loss {loss!r}: use one of {sorted(LOSSES)}")
     if steps < 0 or not bounds[0] < bounds[1]:
-        raise ValueError(
-            f"steps must be >= 0 and bounds ascending, got steps={steps}, bounds={tuple(bounds)}"
-        )
+        raise ValueError(f"steps must be >= 0 and bounds ascending, got steps={steps}, bounds={tuple(bounds)}")
     ball, loss_fn = BALLS[norm], LOSSES[loss]
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, step_size) -> Array:

@@ -80,14 +80,10 @@ def check(
             f" 0 to {num_classes - 1}: renumber them, or correct the number of classes"
         )
     if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(
-            f"images are {image.dtype}, not float in [-1, 1]: pass data.to_float(image) of uint8"
-        )
+        raise ValueError(f"images are {image.dtype}, not float in [-1, 1]: pass data.to_float(image) of uint8")
     if not np.isfinite(image).all():
         bad = np.flatnonzero(~np.isfinite(image).reshape(len(image), -1).all(axis=1))
-        raise ValueError(
-            f"{len(bad)} of {len(image)} images hold NaN or infinity, the first at position {bad[0]}"
-        )
+        raise ValueError(f"{len(bad)} of {len(image)} images hold NaN or infinity, the first at position {bad[0]}")
     if bounds is not None:
         _check_range(float(image.min()), float(image.max()), bounds)
 
@@ -98,9 +94,7 @@ def _check_shapes(image: np.ndarray, label: np.ndarray) -> None:
     if label.ndim != 1:
         raise ValueError(f"labels have shape {label.shape}: pass one integer per image, [N]")
     if image.ndim < 2 or len(image) != len(label):
-        raise ValueError(
-            f"images {image.shape} and labels {label.shape} differ in number: pass [N, ...] and [N]"
-        )
+        raise ValueError(f"images {image.shape} and labels {label.shape} differ in number: pass [N, ...] and [N]")
 
 
 def _check_range(low: float, high: float, bounds: tuple[float, float]) -> None:

@@ -116,18 +116,14 @@ def _load_squares(recipe: _Recipe, cache_dir: Folder, limit: int | None) -> Data
 
 def _generate(recipe: _Recipe, counts: Mapping[str, int]) -> cache.Arrays:
     arrays = {}
-    with tqdm(
-        total=sum(counts.values()), desc=f"generating {recipe.name}", unit="image", disable=None
-    ) as bar:
+    with tqdm(total=sum(counts.values()), desc=f"generating {recipe.name}", unit="image", disable=None) as bar:
         for name, (seed, size) in _SPLITS.items():
             image, label = _draw_split(recipe, seed, size, counts[name], bar)
             arrays |= {f"{name}-image": image, f"{name}-label": label}
     return arrays
 
 
-def _draw_split(
-    recipe: _Recipe, seed: int, size: int, count: int, bar: tqdm
-) -> tuple[np.ndarray, np.ndarray]:
+def _draw_split(recipe: _Recipe, seed: int, size: int, count: int, bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
     """Draws the first `count` of `size` images: all scales first, then one field of noise per image.
 
     Drawing is sequential, one stream; filtering, which releases the GIL, runs beside it in threads.

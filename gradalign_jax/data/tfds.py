@@ -62,9 +62,7 @@ def cifar10(data_dir: Folder = None, cache_dir: Folder = None, limit: int | None
     return _tenth_validates("cifar10", CIFAR10, data_dir, cache_dir, limit, classes=None)
 
 
-def _tenth_validates(
-    name: str, spec: Spec, data_dir, cache_dir, limit, classes: tuple[int, ...] | None
-) -> Dataset:
+def _tenth_validates(name: str, spec: Spec, data_dir, cache_dir, limit, classes: tuple[int, ...] | None) -> Dataset:
     folder = find(spec.name, data_dir)
     arrays = cache.fetch(cache_dir, spec.name, fingerprint(folder), functools.partial(read, spec, folder))
     image, label = arrays["image"], arrays["label"].astype(np.int32)
@@ -153,9 +151,7 @@ def read(spec: Spec, folder: Path) -> cache.Arrays:
         raise DataError(f"reading {spec.name} needs package {package}: pip install {package}") from error
     except Exception as error:  # whatever the readers of files, records and images raise
         cause = str(error).split("\n")[0].split(";")[0]
-        raise DataError(
-            f"{folder} cannot be read ({cause}): if it is damaged, {_anew(spec.name, folder)}"
-        ) from error
+        raise DataError(f"{folder} cannot be read ({cause}): if it is damaged, {_anew(spec.name, folder)}") from error
     image, label, lossy = zip(*parts, strict=True)
     return {"image": np.concatenate(image), "label": np.concatenate(label), "lossy": np.asarray(lossy)}
 
@@ -177,9 +173,7 @@ def _check_info(spec: Spec, folder: Path, info) -> None:
         raise _foreign(spec, folder, f"examples, image shape and classes are {found}, not {expected}")
 
 
-def _read_split(
-    spec: Spec, folder: Path, builder, split: str, bar: tqdm
-) -> tuple[np.ndarray, np.ndarray, bool]:
+def _read_split(spec: Spec, folder: Path, builder, split: str, bar: tqdm) -> tuple[np.ndarray, np.ndarray, bool]:
     source = builder.as_data_source(split)
     count = spec.counts[split]
     if len(source) != count:
@@ -192,9 +186,7 @@ def _read_split(
         for position, record in zip(positions, source.__getitems__(list(positions)), strict=True):
             one = record["image"]
             if one.shape != spec.image_shape or one.dtype != np.uint8:
-                raise _foreign(
-                    spec, folder, f"an image is {one.dtype} {one.shape}, not uint8 {spec.image_shape}"
-                )
+                raise _foreign(spec, folder, f"an image is {one.dtype} {one.shape}, not uint8 {spec.image_shape}")
             if not 0 <= record["label"] < spec.num_classes:
                 raise _foreign(spec, folder, f"a label is {record['label']}, not one of {spec.num_classes}")
             if "id" in record:

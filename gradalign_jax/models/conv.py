@@ -16,9 +16,7 @@ from gradalign_jax.models.lowering import Form, Pads, Window
 from gradalign_jax.types import Array
 
 
-def conv(
-    x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0, backend: str | None = None
-) -> Array:
+def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0, backend: str | None = None) -> Array:
     """Returns the cross-correlation of images [B, H, W, I] with a kernel [kh, kw, I, O].
 
     Products are taken in the kernel's precision and summed in the image's, which the result has.

@@ -112,9 +112,7 @@ def weights_dense(window: Window, x: Array, g: Array) -> Array:
     taps = _dense_taps(window)
     matrix = _flat_product(x.reshape(len(x), -1), g.reshape(len(g), -1))
     matrix = matrix.reshape(len(taps), x.shape[-1], len(taps[0]), g.shape[-1])
-    kernel = [
-        [jnp.zeros((x.shape[-1], g.shape[-1]), g.dtype)] * window.kernel[1] for _ in range(window.kernel[0])
-    ]
+    kernel = [[jnp.zeros((x.shape[-1], g.shape[-1]), g.dtype)] * window.kernel[1] for _ in range(window.kernel[0])]
     for i, row in enumerate(taps):
         for j, tap in enumerate(row):
             if tap is not None:
@@ -172,9 +170,7 @@ def input_gradient_by_phase(window: Window, g: Array, kernel: Array, stride_one:
 def _phase(window: Window, g: Array, turned: Array, phase: tuple[int, int], stride_one: Form) -> Array:
     """Returns the input gradients at rows and columns ≡ phase (mod stride)."""
     stride, first, pads, size = window.stride, [], [], []
-    for r, n, k, out, (low, _) in zip(
-        phase, window.image, window.kernel, window.output, window.pads, strict=True
-    ):
+    for r, n, k, out, (low, _) in zip(phase, window.image, window.kernel, window.output, window.pads, strict=True):
         first.append((r + low) % stride)
         taps = len(range(first[-1], k, stride))
         low = taps - 1 - (r + low - first[-1]) // stride

@@ -17,7 +17,7 @@ from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import pretrained
-from gradalign_jax.types import IMAGE_RANGE, Classifier
+from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier
 from gradalign_jax.workdir import RunError, Workdir
 
 # Streams of randomness below the run's one seed.
@@ -101,6 +101,7 @@ class ClassifierRun:
         return wanted or whole
 
     def stream(self, number: int) -> jax.Array:
+        """One of the run's independent streams of randomness."""
         return jax.random.fold_in(self.key, number)
 
     def split(self, name: str) -> data.Split:
@@ -110,11 +111,13 @@ class ClassifierRun:
         stream, count = {"validation": (_VALIDATE, 200), "test": (_TEST, 1000)}[name]
         return data.Split(*jax.device_get(self.dataset.sample(self.stream(stream), count)))
 
-    def attack(self, norm: str):
+    def attack(self, norm: str) -> Attack:
+        """The configured PGD in one norm."""
         attack = self.config.attack
         return pgd.make(norm, steps=attack.steps, loss=attack.loss, bounds=self.bounds)
 
     def evaluation(self, split: str, images: int, key: jax.Array, norms: tuple[str, ...]) -> Evaluation:
+        """Measurements on the first `images` of a split (0: all)."""
         part = jax.tree.map(lambda rows: rows[: images or None], self.split(split))
         attacks = {f"pgd_{norm}": self.attack(norm) for norm in norms}
         block, delta_x = self.config.evaluate.block, self.dataset.delta_x
@@ -131,9 +134,7 @@ class ClassifierRun:
         if path:
             state = state._replace(variables=pretrained.load(path, state.variables))
         elif self.config.model.get("frozen_norm", True) and self.config.model.name == "resnet":
-            self.notes.append(
-                "trained from scratch: no ImageNet weights were given (config.model.pretrained)"
-            )
+            self.notes.append("trained from scratch: no ImageNet weights were given (config.model.pretrained)")
         return jax.device_get(state)
 
     def chunk(self, length: int):
@@ -157,9 +158,7 @@ class ClassifierRun:
             "pgd": {name: np.float32(config.attack[name]) for name in ("epsilon", "step_size")},
         }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
-        return partial(
-            self._call, program, parallel.replicate(images, self.devices), self.stream(_STEP), settings
-        )
+        return partial(self._call, program, parallel.replicate(images, self.devices), self.stream(_STEP), settings)
 
     @staticmethod
     def _call(program, images, key, settings, state):
@@ -210,16 +209,12 @@ class ClassifierRun:
         )
         return best
 
-    def validate(
-        self, validation: Evaluation, epoch: int, state: training.TrainState, best: Best, bar: tqdm
-    ) -> Best:
+    def validate(self, validation: Evaluation, epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
         """ε50% under PGD L∞ on the validation split, and the better of this epoch and the best so far."""
 
         def error_at(epsilon: float) -> float:
             bar.set_description(f"epoch {epoch + 1} validation, ε={epsilon:g}")
-            return float(
-                validation.errors(state.variables, "pgd_linf", epsilon, self.config.attack.step_size).mean()
-            )
+            return float(validation.errors(state.variables, "pgd_linf", epsilon, self.config.attack.step_size).mean())
 
         grid = (0.0, *self.config.validate.epsilons)
         guess = float(best.value) if best.value >= 0 else None
@@ -271,9 +266,7 @@ class ClassifierRun:
 
             def means() -> dict[str, float]:
                 values = evaluation.alignments(variables, bar.update)
-                return {
-                    name: float(np.mean(v, dtype=np.float64)) for name, v in values.items() if "alpha" in name
-                }
+                return {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items() if "alpha" in name}
 
             alignments = point("alignment", None, means)
         return {"curves": curves, **alignments}
@@ -286,9 +279,7 @@ class ClassifierRun:
         for name, value in half.items():
             measured["curves"][name] |= {"threshold": value.threshold, "censored": value.censored}
             if value.censored:
-                self.notes.append(
-                    f"ε50% under {name} is censored: the strongest attack leaves under 51 % error"
-                )
+                self.notes.append(f"ε50% under {name} is censored: the strongest attack leaves under 51 % error")
         result = summary.result(
             self.config,
             accuracy=1 - measured["curves"]["pgd_linf"]["errors"][0],

@@ -21,9 +21,7 @@ def optimizer(model: nn.Module, name: str, **settings) -> torch.optim.Optimizer:
 
 def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
     """Input gradients of all K logits `[B, K, ...]` by K backward passes through one kept graph."""
-    rows = [
-        torch.autograd.grad(logits[:, k].sum(), image, retain_graph=True)[0] for k in range(logits.shape[1])
-    ]
+    rows = [torch.autograd.grad(logits[:, k].sum(), image, retain_graph=True)[0] for k in range(logits.shape[1])]
     return torch.stack(rows, 1)
 
 

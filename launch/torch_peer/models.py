@@ -37,9 +37,7 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int = 500, hidden: int = 1000):
         super().__init__()
-        self.linear = nn.ModuleList(
-            [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
-        )
+        self.linear = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)])
         self.norm = nn.ModuleList([FrozenNorm1d(hidden), FrozenNorm1d(hidden)])
 
     def forward(self, image: Tensor) -> Tensor:

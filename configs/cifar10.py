@@ -1,4 +1,4 @@
-"""CIFAR-10 (paper 3.1, facts 1.6 and 2).
+"""CIFAR-10 (paper 3.1; authors' code).
 
     python -m gradalign_jax.main --config=configs/cifar10.py:pgd --workdir=runs/cifar10_pgd
 

@@ -1,4 +1,4 @@
-"""MNIST, ten digits (paper 3.1, facts 1.5).
+"""MNIST, ten digits (paper 3.1; authors' code).
 
     python -m gradalign_jax.main --config=configs/mnist.py:pgd --workdir=runs/mnist_pgd
 

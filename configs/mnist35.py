@@ -1,4 +1,4 @@
-"""MNIST-3/5: the digits 3 and 5 (paper 3.1, facts 1.4).
+"""MNIST-3/5: the digits 3 and 5 (paper 3.1; authors' code).
 
     python -m gradalign_jax.main --config=configs/mnist35.py:pgd --workdir=runs/mnist35_pgd
 

@@ -3,7 +3,7 @@
     python -m gradalign_jax.main --config=configs/spheres.py:pgd --workdir=runs/spheres_pgd
 
 Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx): baseline 99.4 .0058 .099 .659; align 100 .0076 .133 .886;
-pgd 100 .0073 .126 .851. An epoch is 10,000 batches of 50 (facts 1.1), a run 800,000 steps.
+pgd 100 .0073 .126 .851. An epoch is 10,000 batches of 50, a run 800,000 steps.
 """
 
 from configs import common

@@ -1,10 +1,10 @@
-"""Squares: a large or a small square in noise, 224 x 224 (paper 3.1, facts 1.2).
+"""Squares: a large or a small square in noise, 224 x 224 (paper 3.1; authors' code).
 
     python -m gradalign_jax.main --config=configs/squares.py:align --workdir=runs/squares_align
 
 Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx, ᾱ_x): baseline 100 .031 16.5 .026 .022; align 100 .435 61.9 .926
 .357; pgd 100 .501 61.3 .222 .151. About 17 % of the pixels lie outside [-1, 1]; with attack.clip="range" the attack
-clamps them as the authors' did, which adds an L2 move of about 32 that is no part of ε (facts 6.4):
+clamps them as the authors' did, which adds an L2 move of about 32 that is no part of ε:
 `--config.attack.clip=data` attacks without it, and then L2 figures are not comparable with the paper's.
 """
 

@@ -1,4 +1,4 @@
-"""Squares32: the squares at 32 x 32 in range (facts 1.3), the conditional GAN's set with a known Δx.
+"""Squares32: the squares at 32 x 32 in range, the conditional GAN's set with a known Δx.
 
     python -m gradalign_jax.main --config=configs/squares32.py:align --workdir=runs/squares32_align
 

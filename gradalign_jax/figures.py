@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-# Spheres has no picture; the attacks' and this layout of its 500 coordinates is the authors' (facts 7).
+# Spheres has no picture; the attacks' and this layout of its 500 coordinates is the authors'.
 _SPHERES_SHAPE = (20, 25, 1)
 
 
@@ -21,8 +21,10 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
         epsilons = np.asarray(curve["epsilons"])
         axis.plot(epsilons, curve["errors"], "o-", markersize=4)
         axis.axhline(curve["threshold"], color="grey", linewidth=0.8, linestyle="--")
-        axis.set_xscale("symlog", linthresh=float(epsilons[epsilons > 0].min()))
-        axis.set(xlabel="ε", ylabel="error rate", ylim=(-0.02, 1.02), title=name)
+        smallest = float(epsilons[epsilons > 0].min())
+        axis.set_xscale("symlog", linthresh=smallest)
+        axis.set(xlabel="ε", ylabel="error rate", xlim=(-smallest / 4, None), ylim=(-0.02, 1.02), title=name)
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

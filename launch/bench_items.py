@@ -60,7 +60,7 @@ EXPERIMENTS = {
         lambda m: m.MLP(),
         (50, 500),
         2,
-        optax.adam(1e-4, b1=0.0, b2=0.9),
+        training.adam(1e-4, b1=0.0, b2=0.9),
         ("adam", {"lr": 1e-4, "betas": (0.0, 0.9)}),
         weight=0.1,
         attack_loss="margin",

@@ -72,7 +72,7 @@ def test_zero_epsilon_is_the_identity(norm):
 
 
 def numpy_pgd(gradient, start, image, epsilon, step_size, steps, norm):
-    """One image, written out (facts 6)."""
+    """One image, written out."""
     x = start.copy()
     for _ in range(steps):
         g = gradient(x)

@@ -47,7 +47,7 @@ CASES = {
         (6, 500),
         2,
         "margin",
-        optax.adam(1e-4, b1=0.0, b2=0.9),
+        training.adam(1e-4, b1=0.0, b2=0.9),
         ("adam", {"lr": 1e-4, "betas": (0.0, 0.9)}),
     ),
     "resnet_imagenet_stem": Case(

@@ -25,7 +25,7 @@ _INIT, _ORDER, _STEP, _VALIDATE, _TEST = range(5)
 
 
 class Best(NamedTuple):
-    """The selected epoch so far (facts 8: highest validation ε50%, the later of equals)."""
+    """The selected epoch so far (as the authors select: highest validation ε50%, the later of equals)."""
 
     variables: Any
     epoch: np.ndarray
@@ -41,10 +41,10 @@ def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
 
 
 def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam or SGD with momentum, at a constant rate, without decay (facts 2)."""
+    """Adam or SGD with momentum, at a constant rate, without decay."""
     if config.optimizer.name == "sgd":
         return optax.sgd(config.optimizer.learning_rate, config.optimizer.momentum)
-    return optax.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
+    return training.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
 
 
 def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, float]:

@@ -53,11 +53,11 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses flags and checks the config's values, all before JAX is imported."""
     if not any(re.match("--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
+    if {"-h", "-help", "--help"} & set(argv):  # absl's own answer exits with 1
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
-        if flags.FLAGS.help or flags.FLAGS.helpshort or flags.FLAGS.helpfull:
-            app.usage(writeto_stdout=True)
-            sys.exit(0)
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: options are written --name=value")
         settings.check(_CONFIG.value)

@@ -20,12 +20,12 @@ class MLP(nn.Module):
     hidden: Sequence[int]
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         """Maps [B, features] to [B, outputs]."""
         for features in self.hidden:
-            x = nn.relu(Linear(features)(x))
+            x = nn.relu(Linear(features)(x, train))
             x = nn.BatchNorm(use_running_average=True, epsilon=1e-5)(x)
-        return Linear(self.outputs)(x)
+        return Linear(self.outputs)(x, train)
 
 
 def create(
@@ -42,10 +42,10 @@ def create(
     network = MLP(1 if binary else num_classes, tuple(hidden))
 
     def init(key: Array) -> Variables:
-        return network.init(key, jnp.zeros((1, input_size)))
+        return network.init(key, jnp.zeros((1, input_size)), train=False)
 
     def apply(variables: Variables, image: Array, train: bool = False) -> tuple[Array, dict]:
-        output = network.apply(variables, image)
+        output = network.apply(variables, image, train)
         return (binary_logits(output) if binary else output), variables["batch_stats"]
 
     return Classifier(init, apply)

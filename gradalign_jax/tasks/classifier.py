@@ -297,7 +297,9 @@ class ClassifierRun:
         """The pictures: error over ε, and ∇ℓ(x) of a few test images."""
         figures.draw_curves(self.workdir.path / "curves.png", result["curves"])
         split = self.split("test")
-        few = np.concatenate([np.flatnonzero(split.label == c)[:2] for c in np.unique(split.label)])[:8]
+        classes = np.unique(split.label)
+        each = max(1, 8 // len(classes))
+        few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in classes])[:8]
         batch = pipeline.gather(jax.tree.map(jnp.asarray, split), jnp.asarray(few))
         logits_fn = partial(self.classifier.apply, variables)
         gradient = alignment.target_gradient(lambda image: logits_fn(image)[0], batch.image, batch.label)

@@ -19,7 +19,7 @@ _TINY = 1e-18
 def _unit(vector: Array) -> Array:
     """Normalises each row of `[B, n]` to length 1; a zero row stays zero, with zero derivatives of every order."""
     # The direction of v does not depend on its scale, so the scale is a constant to every derivative. Dividing by
-    # it keeps v² away from underflow: gradients of confident models reach 1e-25, whose square float32 cannot hold.
+    # it keeps v² away from underflow: float32 cannot hold the square of 1e-20.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(vector), axis=-1, keepdims=True))
     nonzero = scale > _TINY
     scaled = jnp.where(nonzero, vector / jnp.where(nonzero, scale, 1), 0)
@@ -132,12 +132,12 @@ def measure(
     return result
 
 
-def target_gradient(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
-    """∇ℓ(x) with ℓ = logit_c̃ - logit_y (Eq. 6), `[B, ...]`: where a robust model's gradient should point along Δx."""
+def target_gradient(logits_fn: LogitsFn, image: Array, label: Array) -> tuple[Array, Array]:
+    """∇ℓ(x) `[B, ...]` with ℓ = logit_c̃ - logit_y (Eq. 6), and c̃ `[B]`: the gradient that should point along Δx."""
     logits, jacobian = input_jacobian(logits_fn, image)
     target, _ = closest_class(logits, jacobian, label)
     rows = jnp.arange(image.shape[0])
-    return jacobian[rows, target] - jacobian[rows, label]
+    return jacobian[rows, target] - jacobian[rows, label], target
 
 
 def aligned_forward(

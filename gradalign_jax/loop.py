@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -16,15 +17,19 @@ def chunk_length(steps_per_epoch: int, log_every: int) -> int:
     return next(n for n in range(min(log_every, steps_per_epoch), 0, -1) if steps_per_epoch % n == 0)
 
 
+def _diverged(workdir: Workdir, step: int) -> RunError:
+    return RunError(
+        f"training diverged, loss or parameters are not finite from step {step} on: lower "
+        f"config.optimizer.learning_rate and choose another --workdir; checkpoints in {workdir.checkpoints} are whole"
+    )
+
+
 def _record(workdir: Workdir, bar: tqdm, last_step: int, metrics: Mapping[str, np.ndarray]) -> None:
     """Logs the means over one chunk whose last step is `last_step`, and stops a run that diverged."""
     means = {name: float(np.mean(values)) for name, values in metrics.items()}
     if not all(map(math.isfinite, means.values())):
         finite = np.isfinite(metrics["loss"])
-        raise RunError(
-            f"the loss is not finite from step {last_step - len(finite) + 1 + int(np.argmin(finite))} on: lower "
-            f"config.optimizer.learning_rate; the last checkpoint in {workdir.checkpoints} is from before"
-        )
+        raise _diverged(workdir, last_step - len(finite) + 1 + int(np.argmin(finite)))
     workdir.metrics(last_step, **{f"train/{name}": value for name, value in means.items()})
     bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)
     bar.update(last_step - bar.n)
@@ -61,9 +66,11 @@ def run(
             pending = (step, metrics)
             whole = step % steps_per_epoch == 0
             if whole or time.monotonic() - saved > 60 * checkpoint_minutes:
-                # Nothing that diverged is validated or saved.
+                # Nothing that diverged is validated or saved: neither a loss, nor what the last update made.
                 _record(workdir, bar, step, fetch(metrics))
                 pending = None
+                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fetch(state))):
+                    raise _diverged(workdir, step)
                 if whole:
                     end_epoch(epoch, state, bar)
                 save(step, state)

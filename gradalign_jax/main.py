@@ -44,9 +44,18 @@ def _explain(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _fail(message: str) -> None:
+def _first_line(error: Exception) -> str:
+    """What stopped a run, in one line; of what the package did not foresee, also where to look."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    if "RESOURCE_EXHAUSTED" in line:
+        return "out of device memory: lower config.evaluate.block or config.train.batch_size"
+    foreseen = type(error).__module__.startswith("gradalign_jax")
+    return line if foreseen else f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
+
+
+def _fail(message: str, status: int = 2) -> None:
     print(f"gradalign_jax: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -56,12 +65,15 @@ def _parse(argv: list[str]) -> list[str]:
     if {"-h", "-help", "--help"} & set(argv):  # absl's own answer exits with 1
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
+    for argument in argv:  # configs import their neighbours, wherever the command is typed
+        if argument.startswith(("--config=", "-config=")):
+            sys.path.append(str(Path(argument.partition("=")[2].partition(":")[0]).absolute().parent.parent))
     try:
         rest = flags.FLAGS(argv)
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: options are written --name=value")
         settings.check(_CONFIG.value)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(_explain(error))
     return rest
 
@@ -80,9 +92,10 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     import jax
 
+    from gradalign_jax.data import cache
+
     # Programs compiled once are read back by the next start; set before the first array.
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "gradalign_jax", "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     from gradalign_jax import summary
@@ -93,10 +106,13 @@ def main(argv: list[str]) -> None:
         outcome = workdir.result()
         if outcome is None:
             outcome = importlib.import_module(f"gradalign_jax.tasks.{config.task}").run(config, workdir)
-    except ValueError as error:
-        if type(error) is ValueError and os.environ.get("GRADALIGN_JAX_TRACEBACK"):
+        workdir.close()
+    except KeyboardInterrupt:
+        _fail("stopped; type the same command to go on", 130)
+    except (ValueError, ImportError, OSError, jax.errors.JaxRuntimeError) as error:
+        if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
-        _fail(str(error))
+        _fail(_first_line(error))
     print(f"{summary.table(outcome)}\n{workdir.path}/result.json")
 
 

@@ -21,17 +21,13 @@ def devices(count: int, batch_size: int) -> list[jax.Device]:
     """The first `count` local devices; for 0 as many as there are and divide the batch.
 
     Raises:
-      ValueError: if there are fewer, or they cannot share the batch evenly.
+      ValueError: if there are fewer.
     """
     present = jax.local_devices()
     if count > len(present):
         raise ValueError(
             f"config.devices={count}, but {len(present)} {present[0].platform} device(s) are present: lower it "
             "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"
-        )
-    if count and batch_size % count:
-        raise ValueError(
-            f"config.train.batch_size={batch_size} is no multiple of config.devices={count}: change one of them"
         )
     return present[: count or max(n for n in range(1, len(present) + 1) if batch_size % n == 0)]
 

@@ -1,6 +1,7 @@
 """Refuses a config that cannot mean what was typed, before anything expensive is imported or run."""
 
 import math
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -21,7 +22,10 @@ _GRID: tuple[str, Callable[[Any], bool]] = (
     lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in pairwise(v)),
 )
 
+EXACT_DELTA_X = ("spheres", "squares", "squares32")
+
 RULES = {
+    "task": _one_of("classifier"),
     "method": _one_of("baseline", "align", "pgd"),
     "devices": _ZERO_OR_MORE,
     "matmul_precision": _one_of("highest", "high", "default"),
@@ -75,6 +79,20 @@ def check(config: ConfigDict) -> None:
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
         if not all(map(math.isfinite, numbers)) or not holds(value):
             raise ValueError(f"config.{key}={value!r} {rule}")
+    if config.method == "align" and config.data.name not in EXACT_DELTA_X:
+        raise ValueError(
+            f"no exact Δx is known for {config.data.name}: align trains on {', '.join(EXACT_DELTA_X)} so far"
+        )
+    pretrained = config.model.pretrained
+    if pretrained and not pretrained.startswith("hf:") and not os.path.isfile(pretrained):
+        raise ValueError(
+            f"config.model.pretrained={pretrained!r}: no such file; give a safetensors file or hf:owner/name"
+        )
+    if config.devices and config.train.batch_size % config.devices:
+        raise ValueError(
+            f"config.train.batch_size={config.train.batch_size} is no multiple of config.devices={config.devices}: "
+            "change one of them"
+        )
     if config.validate.first_epoch >= config.train.epochs:
         raise ValueError(
             f"config.validate.first_epoch={config.validate.first_epoch} leaves none of the "

@@ -45,6 +45,16 @@ def write_atomically(path: Path, text: str) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
 
 
+def _read_json(path: Path, default: Any = None) -> Any:
+    """The content of a JSON file; of a damaged one `default`, or an error that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        if default is None:
+            raise RunError(f"{path} is damaged ({error}): remove it, or choose another --workdir") from error
+        return default
+
+
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -90,7 +100,7 @@ class Workdir:
     def _claim(self, config: dict[str, Any]) -> None:
         file = self.path / "config.json"
         if file.exists():
-            before, now = (dict(_flatten(tree)) for tree in (json.loads(file.read_text()), config))
+            before, now = (dict(_flatten(tree)) for tree in (_read_json(file), config))
             changed = [
                 f"{key} ({before.get(key)!r} -> {now.get(key)!r})"
                 for key in sorted(before.keys() | now.keys())
@@ -113,11 +123,12 @@ class Workdir:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder, jax.tree.map(np.asarray, tree), force=True)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError) as error:  # Orbax's storage reports a full disk as a ValueError
+            for left in self.checkpoints.glob(f"{step}*"):
+                shutil.rmtree(left, ignore_errors=True)
             raise RunError(
-                f"cannot write checkpoint {step} in {self.checkpoints}: {error.strerror or error}; free space and "
-                "type the same command: the run goes on from the checkpoint before"
+                f"cannot write checkpoint {step} in {self.checkpoints}: {str(error).splitlines()[0][:200]}; free space "
+                "and type the same command: the run goes on from the checkpoint before"
             ) from error
         write_atomically(self.checkpoints / f"{step}.json", json.dumps(_hashes(folder)))
         for old in self._steps()[:-KEEP]:
@@ -135,7 +146,7 @@ class Workdir:
 
         for step in reversed(self._steps()):
             folder = self.checkpoints / str(step)
-            if _hashes(folder) != json.loads((self.checkpoints / f"{step}.json").read_text()):
+            if _hashes(folder) != _read_json(self.checkpoints / f"{step}.json", default={}):
                 logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
                 continue
             with ocp.StandardCheckpointer() as checkpointer:
@@ -165,14 +176,23 @@ class Workdir:
         """The finished points of the evaluation."""
         return self._lines("evaluation.jsonl")
 
+    def forget_points(self) -> None:
+        """Drops the evaluation's points: they belong to another classifier."""
+        (self.path / "evaluation.jsonl").unlink(missing_ok=True)
+
     def point(self, **values: Any) -> None:
         """Records one finished point of the evaluation."""
         self._append("evaluation.jsonl", values)
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         try:
-            with open(self.path / name, "a") as file:
-                file.write(json.dumps(values) + "\n")
+            with open(self.path / name, "a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    torn = file.read(1) != b"\n"
+                else:
+                    torn = False
+                file.write(b"\n" * torn + json.dumps(values).encode() + b"\n")
         except OSError as error:
             raise RunError(
                 f"cannot write {self.path / name}: {error.strerror}; free space and type it again"
@@ -184,14 +204,14 @@ class Workdir:
         for text in file.read_text().splitlines() if file.exists() else []:
             try:
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:  # the last line of a killed writer
-                break
+            except json.JSONDecodeError:  # the torn line of a killed writer
+                continue
         return lines
 
     def result(self) -> dict[str, Any] | None:
         """The finished run's result.json, or None."""
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return _read_json(file) if file.exists() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json: the run is done."""

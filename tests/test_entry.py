@@ -34,6 +34,10 @@ def typed(*arguments, timeout=100):
         (["--config.method=pdg"], "must be one of baseline, align, pgd"),
         (["--config.validate.epsilons=(0.2, 0.1)"], "ascending"),
         (["--config.validate.first_epoch=9"], "config.validate.first_epoch=9"),
+        (["--config.devices=4"], "no multiple of config.devices=4"),
+        (["--config=configs/mnist.py:align"], "no exact Δx is known for mnist"),
+        (["--config=configs/mnist.py:pgd", "--config.model.pretrained=nowhere"], "no such file"),
+        (["--config.task=classify"], "config.task='classify' must be one of classifier"),
         (["--cofig=x"], "Did you mean: config"),
         (["configs/spheres.py"], "unexpected argument"),
     ],
@@ -61,8 +65,12 @@ def test_every_config_passes_its_own_check(module):
     for method in common.METHODS:
         for argument in (method, f"{method},smoke"):
             config = module.get_config(argument)
-            settings.check(config)
             assert config.method == method
+            if method == "align" and config.data.name not in settings.EXACT_DELTA_X:
+                with pytest.raises(ValueError, match="no exact Δx"):
+                    settings.check(config)
+            else:
+                settings.check(config)
     assert (
         module.get_config("pgd").attack.epsilon
         == {
@@ -83,6 +91,8 @@ def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
         f"--workdir={tmp_path}",
     )
     assert "no model called 'mlp_probe'" in typed(*arguments).stderr
+    arguments = ("--config=configs/squares32.py:align,smoke", "--config.model.name=mlp", f"--workdir={tmp_path / 'm'}")
+    assert "has no option 'channels'" in typed(*arguments).stderr
     arguments = (
         "--config=configs/spheres.py:align,smoke",
         "--config.train.steps_per_epoch=20",

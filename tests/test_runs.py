@@ -13,7 +13,7 @@ import pytest
 
 from configs import spheres
 from gradalign_jax import data, models, parallel, training
-from gradalign_jax.attacks import pgd
+from gradalign_jax.attacks import ball, pgd
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import resnet
 from gradalign_jax.tasks import classifier
@@ -146,6 +146,34 @@ def test_evaluation_equals_the_model_called_at_once():
     np.testing.assert_array_equal(evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected)
 
 
+def test_attacks_start_in_directions_of_their_own(tmp_path):
+    """A drawn test set and the attacks on it must not share randomness: starts would lie along x."""
+    config = small("baseline")
+    workdir = Workdir(tmp_path, config.to_dict())
+    run = classifier.ClassifierRun(config, workdir)
+    workdir.close()
+    for name, stream in (("validation", classifier._VALIDATE), ("test", classifier._TEST)):
+        image = run.split(name).image
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(run.stream(stream), jnp.arange(len(image)))
+        noise = jax.vmap(ball.BALLS["l2"].random_start)(keys, jnp.asarray(image))
+        cosine = np.sum(image * noise, 1) / np.linalg.norm(image, axis=1) / np.linalg.norm(noise, axis=1)
+        assert np.abs(cosine).max() < 0.25  # 500 dimensions: the standard deviation is 0.045
+
+
+def test_torn_lines_and_files_cost_nothing_else(tmp_path):
+    config = small("baseline")
+    workdir = Workdir(tmp_path, config.to_dict())
+    workdir.point(measure="a", epsilon=0.1, value=1)
+    with open(tmp_path / "evaluation.jsonl", "a") as file:
+        file.write('{"measure": "a", "eps')
+    workdir.point(measure="a", epsilon=0.2, value=2)
+    assert [point["value"] for point in workdir.points()] == [1, 2]
+    workdir.close()
+    (tmp_path / "config.json").write_text('{"seed"')
+    with pytest.raises(RunError, match=r"config.json is damaged"):
+        Workdir(tmp_path, config.to_dict())
+
+
 def test_batch_statistics_are_those_of_the_whole_batch():
     """Batch norm over two devices: outputs, statistics, and the gradient of a gradient penalty."""
     image = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * 2 + 1
@@ -200,8 +228,12 @@ def test_a_directory_of_another_config_or_writer_is_refused(tmp_path):
     Workdir(tmp_path, config.to_dict()).close()  # the number of devices is free to change
 
 
-def test_divergence_stops_before_it_is_saved(tmp_path):
-    config = small("baseline", **{"optimizer.name": "sgd", "optimizer.learning_rate": 1e30})
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("steps", [12, 1])
+def test_divergence_stops_before_it_is_saved(steps, tmp_path):
+    rate = {12: 1e30, 1: 1e39}[steps]  # one step is enough to overflow
+    config = small("baseline", **{"optimizer.name": "sgd", "optimizer.learning_rate": rate})
+    config.train.steps_per_epoch = steps
     with pytest.raises(RunError, match="not finite from step"):
         start(tmp_path, config)
     assert not list((tmp_path / "checkpoints").glob("*.json"))
@@ -211,7 +243,7 @@ def test_divergence_stops_before_it_is_saved(tmp_path):
     ("changes", "named"),
     [
         ({"devices": 99}, "99"),
-        ({"devices": 4, "train.batch_size": 50}, "no multiple of config.devices=4"),
+        ({"train.steps_per_epoch": 0}, "drawn without end"),
         ({"data.name": "sphere"}, "did you mean 'spheres'"),
     ],
 )

@@ -15,8 +15,8 @@ def product(x: Array, matrix: Array, turned: bool = False) -> Array:
     """x `[..., n]` @ matrix `[n, m]` in the matrix's precision, summed and returned in that of x; so are its gradients.
 
     On a CPU with bfloat16 tiles (AMX) that is 4 to 7 times the float32 rate, if sums are kept in float32.
-    turned: multiply by the matrix laid out as `[m, n]`. On a CPU that is a fifth to a third faster for 50 rows, and pays
-      where one matrix is used often: the turning moves out of an attack's loop.
+    turned: multiply by the matrix laid out as `[m, n]`. That pays where one matrix is used often, as the turning moves
+      out of an attack's loop: 40 steps of PGD on the Spheres MLP take a tenth less on a CPU.
     """
     x_cast = x.astype(matrix.dtype)
     if not turned:

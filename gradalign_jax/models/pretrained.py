@@ -26,6 +26,10 @@ def load(source: str | Path, variables: Variables) -> Variables:
     Reference: torchvision.models.resnet18(weights="IMAGENET1K_V1").
     """
     path = _fetch(str(source)) if str(source).startswith(HUB) else Path(source)
+    if "fc" not in variables["params"]:
+        raise ValueError(
+            f"{path}: the weights of a ResNet-18 fit model 'resnet' alone; leave config.model.pretrained out"
+        )
     tensors = _read(path)
     head = tensors.get("fc.weight")
     keep_head = head is None or head.shape[::-1] != variables["params"]["fc"]["kernel"].shape

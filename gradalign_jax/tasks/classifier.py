@@ -21,7 +21,7 @@ from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier
 from gradalign_jax.workdir import RunError, Workdir
 
 # Streams of randomness below the run's one seed.
-_INIT, _ORDER, _STEP, _VALIDATE, _TEST = range(5)
+_INIT, _ORDER, _STEP, _VALIDATE, _TEST, _VALIDATION_SET, _TEST_SET = range(7)
 
 
 class Best(NamedTuple):
@@ -91,6 +91,8 @@ class ClassifierRun:
     def _steps_per_epoch(self) -> int:
         batch, wanted = self.config.train.batch_size, self.config.train.steps_per_epoch
         if self.dataset.sample is not None:
+            if not wanted:
+                raise RunError("config.train.steps_per_epoch=0: this data set is drawn without end, give a number >= 1")
             return wanted
         whole = len(self.dataset.splits["train"].label) // batch
         if max(wanted, 1) > whole:
@@ -108,7 +110,7 @@ class ClassifierRun:
         """A split on the host; that of a sampled data set is drawn once (the authors redrew it at every pass)."""
         if self.dataset.sample is None:
             return self.dataset.splits[name]
-        stream, count = {"validation": (_VALIDATE, 200), "test": (_TEST, 1000)}[name]
+        stream, count = {"validation": (_VALIDATION_SET, 200), "test": (_TEST_SET, 1000)}[name]
         return data.Split(*jax.device_get(self.dataset.sample(self.stream(stream), count)))
 
     def attack(self, norm: str) -> Attack:
@@ -135,6 +137,7 @@ class ClassifierRun:
             state = state._replace(variables=pretrained.load(path, state.variables))
         elif self.config.model.get("frozen_norm", True) and self.config.model.name == "resnet":
             self.notes.append("trained from scratch: no ImageNet weights were given (config.model.pretrained)")
+            logging.warning(self.notes[-1])
         return jax.device_get(state)
 
     def chunk(self, length: int):
@@ -177,11 +180,12 @@ class ClassifierRun:
         if saved is not None:
             state, best, seconds = saved
             self.started -= float(seconds)
-            logging.info("going on from step %d", int(state.step))
+            logging.warning("going on from step %d", int(state.step))
         step = int(state.step)
         self.workdir.open_metrics(step)
         if step == total:
             return best
+        self.workdir.forget_points()  # a retrained classifier is measured anew
         length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
         validation = self.evaluation("validation", config.validate.images, self.stream(_VALIDATE), ("linf",))
 
@@ -219,7 +223,7 @@ class ClassifierRun:
         grid = (0.0, *self.config.validate.epsilons)
         guess = float(best.value) if best.value >= 0 else None
         value, curve = robustness.bracketed_epsilon_half(error_at, grid, guess)
-        clean = curve.get(0.0, error_at(0.0))
+        clean = curve[0.0] if 0.0 in curve else error_at(0.0)
         self.workdir.metrics(
             int(parallel.first(state.step)),
             **{"validation/error": clean, "validation/epsilon_half": float(value), "epoch": epoch},
@@ -300,10 +304,14 @@ class ClassifierRun:
         classes = np.unique(split.label)
         each = max(1, 8 // len(classes))
         few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in classes])[:8]
-        batch = pipeline.gather(jax.tree.map(jnp.asarray, split), jnp.asarray(few))
-        logits_fn = partial(self.classifier.apply, variables)
-        gradient = alignment.target_gradient(lambda image: logits_fn(image)[0], batch.image, batch.label)
-        delta_x = None if self.dataset.delta_x is None else self.dataset.delta_x(*batch[:2], 1 - batch.label)
+        batch = pipeline.gather(data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few)))
+
+        @jax.jit
+        def gradients(variables, image, label):
+            return alignment.target_gradient(lambda x: self.classifier.apply(variables, x)[0], image, label)
+
+        gradient, target = gradients(variables, batch.image, batch.label)
+        delta_x = self.dataset.delta_x and self.dataset.delta_x(batch.image, batch.label, target, batch.index)
         figures.draw_gradients(self.workdir.path / "gradients.png", batch.image, gradient, delta_x)
 
 

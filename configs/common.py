@@ -13,6 +13,18 @@ from ml_collections import ConfigDict
 
 METHODS = ("baseline", "align", "pgd")
 
+# Every option of a model's `create`, at its default.
+MODELS = {
+    "mlp": {"binary": True, "hidden": (1000, 1000), "input_size": 500},
+    "resnet": {
+        "binary": False,  # one output s, presented as logits (-s/2, s/2)
+        "channels": 3,
+        "stem": "imagenet",  # imagenet: 7x7 stride 2 and max pool; cifar: 3x3
+        "frozen_norm": True,  # batch norm keeps to its stored statistics
+        "input_mapping": "unit",  # ImageNet's mean and deviation on images in [0, 1]; raw: in [-1, 1]
+    },
+}
+
 
 def parse(argument: str | None, tasks: tuple[str, ...]) -> tuple[str, bool]:
     """Splits "pgd,smoke" into its task and whether it is a smoke run; names the nearest word for a wrong one."""
@@ -45,7 +57,9 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.data.cache = ""  # of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
     config.data.limit = 0  # images per split; 0: all
 
-    config.model = ConfigDict(model)  # name: a file of gradalign_jax/models; the rest are options of its `create`
+    config.model = ConfigDict(
+        MODELS[model["name"]] | model
+    )  # name: a file of gradalign_jax/models; the rest are options of its `create`
     config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
 
     config.optimizer = ConfigDict()

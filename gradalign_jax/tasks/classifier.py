@@ -111,6 +111,7 @@ class ClassifierRun:
         if self.dataset.sample is None:
             return self.dataset.splits[name]
         stream, count = {"validation": (_VALIDATION_SET, 200), "test": (_TEST_SET, 1000)}[name]
+        count = min(count, self.config.data.limit or count)
         return data.Split(*jax.device_get(self.dataset.sample(self.stream(stream), count)))
 
     def attack(self, norm: str) -> Attack:

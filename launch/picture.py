@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("run", nargs="+", type=Path, help="directory of a finished run")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    figure = plt.figure(figsize=(12, 1.9 * len(arguments.run)), layout="constrained")
-    grid = figure.add_gridspec(len(arguments.run), 2, width_ratios=(2.2, 1))
+    figure = plt.figure(figsize=(10, 3 * len(arguments.run)), layout="constrained")
+    grid = figure.add_gridspec(len(arguments.run), 2, width_ratios=(1.5, 1))
     curves = figure.add_subplot(grid[:, 1])
     for row, run in enumerate(arguments.run):
         result = json.loads((run / "result.json").read_text())

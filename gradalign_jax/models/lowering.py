@@ -188,7 +188,7 @@ def _prepared(kernel: Array) -> Array:
     """Keeps what was made of a kernel apart from the product that uses it.
 
     XLA moves work on constant kernels out of a loop, but not what ends in a slice or transpose: those it fuses with
-    the product and repeats in every iteration, at a third of the time of an attack on 12 images of 28 x 28.
+    the product and repeats in every iteration.
     """
     return lax.optimization_barrier(kernel)
 

@@ -35,6 +35,8 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0, back
 
 
 # Measured on one AVX-512 core (Sapphire Rapids, float32, XLA of jaxlib 0.10), milliseconds of processor time.
+# Single readings of trial loops on a busy machine, some from before the last form of the input gradient: they ranked
+# the forms below, and are no benchmark (launch/bench.py is).
 # Products at the core's matmul rate of 140 GFLOP/s would take "ideal"; 32 images, 3x3 kernels.
 #   pixels, channels     ideal   forward   input gradient   weight gradient
 #   32, 64 -> 64          17.3   18 plain        18 plain       49 winograd (patches 83)

@@ -42,11 +42,10 @@ def parse(argument: str | None, tasks: tuple[str, ...]) -> tuple[str, bool]:
     return (chosen[0] if chosen else tasks[0]), "smoke" in words
 
 
-def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
-    """The keys of a classifier run, with the values that most data sets share."""
+def base(dataset: str, task: str) -> ConfigDict:
+    """The keys of every task."""
     config = ConfigDict()
-    config.task = "classifier"  # a file of gradalign_jax/tasks
-    config.method = method  # baseline | align | pgd
+    config.task = task  # a file of gradalign_jax/tasks
     config.seed = 0  # everything random derives from it
     config.devices = 0  # number of devices; 0: as many as are there and divide the batch
     config.matmul_precision = "highest"  # of float32 products on GPU and TPU: highest | high | default
@@ -56,6 +55,13 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.data.dir = ""  # of tensorflow_datasets; "": $TFDS_DATA_DIR, else its default place
     config.data.cache = ""  # of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
     config.data.limit = 0  # images per split; 0: all
+    return config
+
+
+def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
+    """The keys of a classifier run, with the values that most data sets share."""
+    config = base(dataset, "classifier")
+    config.method = method  # baseline | align | pgd
 
     config.model = ConfigDict(
         MODELS[model["name"]] | model
@@ -79,6 +85,10 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.align = ConfigDict()  # for method align
     config.align.weight = 0.1  # λ_α (Eq. 9)
 
+    config.delta_x = ConfigDict()  # the Δx of method align; both "": the exact one
+    config.delta_x.generator = ""  # directory of a finished vrgan run
+    config.delta_x.store = ""  # directory of a finished project run
+
     config.attack = ConfigDict()  # PGD L∞, for training by method pgd, for validation and for the test
     config.attack.epsilon = 0.3  # of pgd training (paper A.1)
     config.attack.step_size = 0.02  # η
@@ -98,6 +108,9 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.evaluate.block = 100  # images per device and program
     config.evaluate.linf_epsilons = ()
     config.evaluate.l2_epsilons = ()
+    config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; the paper takes another one than training's
+    config.evaluate.store = ""
+    config.evaluate.same_generator = False  # allow the one that trained
     config.evaluate.l2_step_size = 0.02 * math.sqrt(dimensions)  # η∞ √n
     return config
 

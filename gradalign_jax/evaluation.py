@@ -6,13 +6,14 @@ recompiles. Reductions are the caller's, on the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import numpy as np
 
 from gradalign_jax import alignment, parallel
 from gradalign_jax.data import pipeline
-from gradalign_jax.types import Array, Attack, Classifier, DeltaX, Variables
+from gradalign_jax.types import Array, Attack, Classifier, Estimate, Variables
 
 
 class Evaluation:
@@ -37,12 +38,13 @@ class Evaluation:
         block: int,
         key: Array,
         attacks: Mapping[str, Attack],
-        delta_x: DeltaX | None,
+        delta_x: Estimate | None,
     ):
         self.size = len(split.label)
         self._on, self._key = on, key
         self._blocks = self._plan(block)
         self._data = parallel.replicate(split, on)
+        self._estimate = parallel.replicate(delta_x.arrays if delta_x else (), on)
 
         def logits_fn_of(variables: Variables):
             return lambda image: classifier.apply(variables, image, train=False)[0]
@@ -61,8 +63,9 @@ class Evaluation:
             batch = pipeline.gather(data, positions)
             return logits_fn_of(variables)(batch.image).argmax(-1) != batch.label
 
-        def aligned(variables, data, positions):
-            return alignment.measure(logits_fn_of(variables), delta_x, *pipeline.gather(data, positions))
+        def aligned(variables, data, positions, arrays):
+            bound = delta_x and partial(delta_x.delta_x, arrays)
+            return alignment.measure(logits_fn_of(variables), bound, *pipeline.gather(data, positions))
 
         self._attacked = {name: attacked(attack) for name, attack in attacks.items()}
         self._clean = parallel.pmap(clean, on)
@@ -111,4 +114,4 @@ class Evaluation:
 
     def alignments(self, variables: Variables, tick: Callable = lambda: None) -> dict[str, np.ndarray]:
         """All of `alignment.measure`, `[N]` each."""
-        return self._over_blocks(self._aligned, tick, variables)
+        return self._over_blocks(self._aligned, tick, variables, self._estimate)

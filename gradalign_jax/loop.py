@@ -28,7 +28,7 @@ def _record(workdir: Workdir, bar: tqdm, last_step: int, metrics: Mapping[str, n
     """Logs the means over one chunk whose last step is `last_step`, and stops a run that diverged."""
     means = {name: float(np.mean(values)) for name, values in metrics.items()}
     if not all(map(math.isfinite, means.values())):
-        finite = np.isfinite(metrics["loss"])
+        finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
         raise _diverged(workdir, last_step - len(finite) + 1 + int(np.argmin(finite)))
     workdir.metrics(last_step, **{f"train/{name}": value for name, value in means.items()})
     bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)

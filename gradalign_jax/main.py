@@ -98,14 +98,14 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    from gradalign_jax import summary
     from gradalign_jax.workdir import Workdir
 
     try:
+        task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")
         workdir = Workdir(path, config.to_dict())
         outcome = workdir.result()
         if outcome is None:
-            outcome = importlib.import_module(f"gradalign_jax.tasks.{config.task}").run(config, workdir)
+            outcome = task.run(config, workdir)
         workdir.close()
     except KeyboardInterrupt:
         _fail("stopped; type the same command to go on", 130)
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
         if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
         _fail(_first_line(error))
-    print(f"{summary.table(outcome)}\n{workdir.path}/result.json")
+    print(f"{task.table(outcome)}\n{workdir.path}/result.json")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,14 @@ _GRID: tuple[str, Callable[[Any], bool]] = (
 
 EXACT_DELTA_X = ("spheres", "squares", "squares32")
 
-RULES = {
-    "task": _one_of("classifier"),
-    "method": _one_of("baseline", "align", "pgd"),
+# Keys of every task, and those of each.
+_SHARED = {
     "devices": _ZERO_OR_MORE,
     "matmul_precision": _one_of("highest", "high", "default"),
     "data.limit": _ZERO_OR_MORE,
+}
+_CLASSIFIER = {
+    "method": _one_of("baseline", "align", "pgd"),
     "optimizer.name": _one_of("adam", "sgd"),
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.b1": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
@@ -57,6 +59,7 @@ RULES = {
     "evaluate.l2_epsilons": _GRID,
     "evaluate.l2_step_size": _POSITIVE,
 }
+TASKS = {"classifier": _CLASSIFIER}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -65,13 +68,8 @@ def _look_up(config: ConfigDict, dotted: str) -> Any:
     return config
 
 
-def check(config: ConfigDict) -> None:
-    """Checks every value that can be checked without data or devices.
-
-    Raises:
-      ValueError: one line that names the key, its value and what it must be.
-    """
-    for key, (rule, holds) in RULES.items():
+def _check_rules(config: ConfigDict, rules: dict) -> None:
+    for key, (rule, holds) in rules.items():
         try:
             value = _look_up(config, key)
         except KeyError as error:
@@ -79,22 +77,66 @@ def check(config: ConfigDict) -> None:
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
         if not all(map(math.isfinite, numbers)) or not holds(value):
             raise ValueError(f"config.{key}={value!r} {rule}")
-    if config.method == "align" and config.data.name not in EXACT_DELTA_X:
-        raise ValueError(
-            f"no exact Δx is known for {config.data.name}: align trains on {', '.join(EXACT_DELTA_X)} so far"
-        )
-    pretrained = config.model.pretrained
-    if pretrained and not pretrained.startswith("hf:") and not os.path.isfile(pretrained):
-        raise ValueError(
-            f"config.model.pretrained={pretrained!r}: no such file; give a safetensors file or hf:owner/name"
-        )
+
+
+def _check_devices(config: ConfigDict) -> None:
     if config.devices and config.train.batch_size % config.devices:
         raise ValueError(
             f"config.train.batch_size={config.train.batch_size} is no multiple of config.devices={config.devices}: "
             "change one of them"
         )
+
+
+def _check_estimates(config: ConfigDict) -> None:
+    """A Δx that is trained with and one that measures: present, one of each, and not the same."""
+    for name, section in (("delta_x", config.delta_x), ("evaluate", config.evaluate)):
+        if section.generator and section.store:
+            raise ValueError(f"config.{name}.generator and config.{name}.store are both given: Δx has one source")
+        for kind in ("generator", "store"):
+            if section[kind] and not os.path.isdir(section[kind]):
+                raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
+    if config.method != "align":
+        return
+    if not (config.delta_x.generator or config.delta_x.store or config.data.name in EXACT_DELTA_X):
+        raise ValueError(
+            f"no exact Δx is known for {config.data.name}: give config.delta_x.generator=DIR of a vrgan run or "
+            f"config.delta_x.store=DIR of a project run ({', '.join(EXACT_DELTA_X)} need none)"
+        )
+    for kind in ("generator", "store"):
+        trained, measuring = config.delta_x[kind], config.evaluate[kind]
+        same = trained and measuring and os.path.realpath(trained) == os.path.realpath(measuring)
+        if same and not config.evaluate.same_generator:
+            raise ValueError(
+                f"config.evaluate.{kind} is the {kind} that trained: alignment with it would measure how well "
+                "training fitted that one; give another, or config.evaluate.same_generator=True"
+            )
+
+
+def _check_classifier(config: ConfigDict) -> None:
+    _check_estimates(config)
+    pretrained = config.model.pretrained
+    if pretrained and not pretrained.startswith("hf:") and not os.path.isfile(pretrained):
+        raise ValueError(
+            f"config.model.pretrained={pretrained!r}: no such file; give a safetensors file or hf:owner/name"
+        )
+    _check_devices(config)
     if config.validate.first_epoch >= config.train.epochs:
         raise ValueError(
             f"config.validate.first_epoch={config.validate.first_epoch} leaves none of the "
             f"{config.train.epochs} epochs to select from: lower it or raise config.train.epochs"
         )
+
+
+# What no single key can tell.
+_CHECKS = {"classifier": _check_classifier}
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every value that can be checked without data or devices.
+
+    Raises:
+      ValueError: one line that names the key, its value and what it must be.
+    """
+    _check_rules(config, {"task": _one_of(*TASKS)})
+    _check_rules(config, _SHARED | TASKS[config.task])
+    _CHECKS[config.task](config)

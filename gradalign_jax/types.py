@@ -20,6 +20,18 @@ DeltaX = Callable[..., Array]  # (image, label, target, index) -> [B, ...], a ve
 Attack = Callable[..., Array]  # (logits_fn, key, image, label, epsilon[, step_size]) -> images
 
 
+class Estimate(NamedTuple):
+    """A Δx that is computed from arrays: the weights of a generator, or stored latents.
+
+    arrays: a tree that is put on the devices once. delta_x: (arrays, image, label, target, index) -> [B, ...].
+    described: where it comes from, for the run's result.
+    """
+
+    arrays: Any
+    delta_x: Callable[..., Array]
+    described: dict[str, Any]
+
+
 class Batch(NamedTuple):
     """A batch of examples; `index` is each example's place in its data set (it keys cached Δx)."""
 

@@ -17,6 +17,7 @@ from gradalign_jax.attacks import ball, pgd
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import resnet
 from gradalign_jax.tasks import classifier
+from gradalign_jax.types import Estimate
 from gradalign_jax.workdir import RunError, Workdir, write_atomically
 
 
@@ -126,7 +127,7 @@ def test_evaluation_does_not_depend_on_devices():
             block=10,
             key=jax.random.key(2),
             attacks={"pgd_linf": pgd.make("linf", steps=5), "pgd_l2": pgd.make("l2", steps=5)},
-            delta_x=spheres_set.delta_x,
+            delta_x=Estimate((), lambda _, *batch: spheres_set.delta_x(*batch), {}),
         )
         copies = parallel.replicate(variables, on)
         errors = [evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)]

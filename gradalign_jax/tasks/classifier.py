@@ -12,11 +12,12 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, loop, models, parallel, robustness, summary, training
+from gradalign_jax import alignment, data, figures, loop, models, parallel, robustness, summary, training, weights
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import pretrained
+from gradalign_jax.tasks import estimates
 from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier
 from gradalign_jax.workdir import RunError, Workdir
 
@@ -86,6 +87,8 @@ class ClassifierRun:
         self.key = jax.random.key(config.seed)
         self.classifier = create_classifier(config, self.dataset)
         self.bounds = attack_bounds(config, self.dataset)
+        self.delta_x = estimates.load(config.delta_x, self.dataset) if config.method == "align" else None
+        self.measuring = estimates.load(config.evaluate, self.dataset)
         self.notes = list(self.dataset.notes)
 
     def _steps_per_epoch(self) -> int:
@@ -123,9 +126,9 @@ class ClassifierRun:
         """Measurements on the first `images` of a split (0: all)."""
         part = jax.tree.map(lambda rows: rows[: images or None], self.split(split))
         attacks = {f"pgd_{norm}": self.attack(norm) for norm in norms}
-        block, delta_x = self.config.evaluate.block, self.dataset.delta_x
+        block, measuring = self.config.evaluate.block, self.measuring
         return Evaluation(
-            self.classifier, part, on=self.devices, block=block, key=key, attacks=attacks, delta_x=delta_x
+            self.classifier, part, on=self.devices, block=block, key=key, attacks=attacks, delta_x=measuring
         )
 
     # ---- training
@@ -143,26 +146,32 @@ class ClassifierRun:
 
     def chunk(self, length: int):
         """The compiled training program, on all devices."""
-        config = self.config
-        step = training.make_step(
-            self.classifier,
-            create_optimizer(config),
-            config.method,
-            delta_x=self.dataset.delta_x,
-            attack=self.attack("linf") if config.method == "pgd" else None,
-            attack_dtype=jnp.dtype(config.attack.training_dtype),
-            mean=parallel.mean,
-        )
+        config, estimate = self.config, self.delta_x
+
+        def step(state, batch, keys, settings):
+            bound = estimate and partial(estimate.delta_x, settings["arrays"])
+            method_step = training.make_step(
+                self.classifier,
+                create_optimizer(config),
+                config.method,
+                delta_x=bound,
+                attack=self.attack("linf") if config.method == "pgd" else None,
+                attack_dtype=jnp.dtype(config.attack.training_dtype),
+                mean=parallel.mean,
+            )
+            return method_step(state, batch, keys, settings)
+
         source = batch_source(config, self.dataset, self.steps_per_epoch, self.stream(_ORDER))
         chunk = training.make_chunk(step, source, length, config.train.batch_size, parallel.mine)
-        program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, None), donate_argnums=(0,))
+        program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
         settings = {
             "baseline": {},
-            "align": {"weight": np.float32(config.align.weight)},
+            "align": {"weight": np.float32(config.align.weight), "arrays": estimate and estimate.arrays},
             "pgd": {name: np.float32(config.attack[name]) for name in ("epsilon", "step_size")},
         }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
-        return partial(self._call, program, parallel.replicate(images, self.devices), self.stream(_STEP), settings)
+        images, settings = parallel.replicate((images, settings), self.devices)
+        return partial(self._call, program, images, self.stream(_STEP), settings)
 
     @staticmethod
     def _call(program, images, key, settings, state):
@@ -171,10 +180,6 @@ class ClassifierRun:
     def train(self) -> Best:
         """Trains from the last checkpoint, or from step 0, and returns the selected epoch."""
         config, total = self.config, self.config.train.epochs * self.steps_per_epoch
-        if config.method == "align" and self.dataset.delta_x is None:
-            raise RunError(
-                f"no exact Δx is known for {config.data.name}: align trains on spheres, squares and squares32"
-            )
         state = self.fresh_state()
         best = Best(state.variables, np.int32(-1), np.float64(-1))
         saved = self.workdir.restore((state, best, np.float64(0)))
@@ -279,6 +284,7 @@ class ClassifierRun:
     def run(self) -> dict[str, Any]:
         """Train, select, test; returns the content of result.json."""
         best = self.train()
+        weights.write(self.workdir.path / "classifier.safetensors", best.variables, config=self.config.to_dict())
         measured = self.test(best)
         half = {name: robustness.epsilon_half(**curve) for name, curve in measured["curves"].items()}
         for name, value in half.items():
@@ -312,7 +318,11 @@ class ClassifierRun:
             return alignment.target_gradient(lambda x: self.classifier.apply(variables, x)[0], image, label)
 
         gradient, target = gradients(variables, batch.image, batch.label)
-        delta_x = self.dataset.delta_x and self.dataset.delta_x(batch.image, batch.label, target, batch.index)
+        delta_x = None
+        if self.measuring is not None:
+            delta_x = jax.jit(self.measuring.delta_x)(
+                self.measuring.arrays, batch.image, batch.label, target, batch.index
+            )
         figures.draw_gradients(self.workdir.path / "gradients.png", batch.image, gradient, delta_x)
 
 
@@ -322,3 +332,6 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     result = task.run()
     workdir.finish(result)
     return result
+
+
+table = summary.table

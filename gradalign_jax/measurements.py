@@ -148,7 +148,7 @@ def summarise(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
     Numbers are None where nothing was measured. `linearity` holds Figure 7's pairs image by image: the signed linear
     approximation of the distance to the decision boundary (Lemma 1), and Carlini-Wagner's distance.
     """
-    rows = wrong(values, split.label, plan)
+    rows, wrong_clean = wrong(values, split.label, plan), values["clean", None]["predicted"] != split.label
     curves = {attack: _curve(plan, attack, of) for attack, of in rows.items()}
     alignment = values["alignment", None]
     means = {name: float(np.mean(alignment[name], dtype=np.float64)) for name in ALPHAS if name in alignment}
@@ -168,11 +168,11 @@ def summarise(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
             "index": split.index[first].tolist(),
             "approximated": _finite(alignment["distance"][first]),
             "carlini_wagner": _finite(distance),
-            "correct": (~rows["pgd_linf"][0, first]).tolist(),
+            "correct": (~wrong_clean[first]).tolist(),
             "median_carlini_wagner": _finite([np.median(distance)])[0],
         }
     return {
-        "accuracy": 1 - float((values["clean", None]["predicted"] != split.label).mean()),
+        "accuracy": 1 - float(wrong_clean.mean()),
         "epsilon_half": dict.fromkeys(ATTACKS) | {attack: curve["epsilon_half"] for attack, curve in curves.items()},
         **dict.fromkeys(ALPHAS),
         **means,

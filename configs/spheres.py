@@ -10,9 +10,16 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate, and smoke."""
-    task, smoke = common.parse(argument, common.CLASSIFIER_TASKS)
+    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "mlp"}
+    if task == "vrgan":
+        config = common.vrgan("spheres", model, {"name": "residual_mlp"}, smoke)
+        config.train.batch_size, config.train.epochs, config.train.steps_per_epoch = 50, 80, 10_000
+        config.train.log_every = 500
+        if smoke:
+            config.train.epochs, config.train.steps_per_epoch, config.train.log_every = 4, 500, 50
+        return config
     config = common.classifier("spheres", task, dimensions=500, model=model)
     config.attack.step_size = 0.002
     config.evaluate.linf_epsilons = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02)

@@ -16,7 +16,7 @@ from gradalign_jax import alignment, parallel
 from gradalign_jax.attacks import pgd, square
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.data import pipeline
-from gradalign_jax.types import Array, Attack, Classifier, Estimate, Variables
+from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, Variables
 
 
 class Evaluation:
@@ -108,6 +108,15 @@ class Evaluation:
         return jax.tree.map(
             lambda *parts: np.concatenate([part.reshape(group, *part.shape[2:]) for part in parts])[:count], *results
         )
+
+    def program(self, measure: Callable[[Variables, Batch], Any]) -> Callable[[Variables], Any]:
+        """A measurement of one's own, measure(variables, batch) -> `[B, ...]`, as a function of variables alone."""
+
+        def on_device(variables, data, key, rows):
+            return measure(variables, pipeline.gather(data, rows["place"]))
+
+        compiled = parallel.pmap(on_device, self._on, in_axes=(0, 0, None, 0))
+        return lambda variables: self._over_blocks(compiled, variables, self._rows(None))
 
     def _rows(self, part: range | None) -> dict[str, np.ndarray]:
         return {"place": np.asarray(range(self.size) if part is None else part, np.int32)}

@@ -23,6 +23,12 @@ _ROWS = {
 }
 
 
+def versions() -> dict[str, str]:
+    """Of what computed a result."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {"gradalign_jax": __version__, "python": platform.python_version(), **packages}
+
+
 def result(
     config: ConfigDict,
     run: ConfigDict,
@@ -37,7 +43,6 @@ def result(
 
     `run` is the config that trained the classifier: `config` itself, or that of the run which was evaluated.
     """
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {
         "dataset": run.data.name,
         "method": run.method,
@@ -46,7 +51,7 @@ def result(
         "best": dict(best),
         "seconds": seconds,
         "devices": devices,
-        "versions": {"gradalign_jax": __version__, "python": platform.python_version(), **versions},
+        "versions": versions(),
         "notes": notes,
         "config": config.to_dict(),
     }

@@ -4,7 +4,7 @@
     checkpoints/N/       Orbax; N.json beside it holds the hashes that make step N count as saved
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
     evaluation.jsonl     finished points of the final evaluation
-    result.json, *.png   the outcome
+    result.json, *.png   the outcome; pictures.npz holds what the pictures show, images.csv a line per test image
 
 Killed at any instant and started again with the same command, a run goes on from the last whole checkpoint.
 """
@@ -24,7 +24,7 @@ from absl import logging
 
 KEEP = 2
 # Keys that change where, how fast or how visibly a run goes, but not what it computes.
-FREE_KEYS = ("devices", "data.dir", "data.cache", "train.checkpoint_minutes")
+FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "data.table", "train.checkpoint_minutes")
 
 
 class RunError(ValueError):

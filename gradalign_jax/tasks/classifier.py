@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gradalign_jax import loop, parallel, robustness, summary, training, weights
-from gradalign_jax.data import Dataset, pipeline
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import pretrained
-from gradalign_jax.tasks import estimates, testing
-from gradalign_jax.workdir import RunError, Workdir
+from gradalign_jax.tasks import batches, estimates, testing
+from gradalign_jax.workdir import Workdir
 
 
 class Best(NamedTuple):
@@ -35,19 +34,6 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return training.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
 
 
-def batch_source(config: ConfigDict, dataset: Dataset, steps_per_epoch: int, key: jax.Array):
-    """Where a chunk's batches come from: drawn anew, or an epoch's permutation of the images on the device."""
-    if dataset.sample is not None:
-        return lambda _, first: lambda key, slots, step: dataset.sample(key, indices=slots)
-    size, batch = len(dataset.splits["train"].label), config.train.batch_size
-
-    def source(split, first):
-        order = pipeline.epoch_order(key, first // steps_per_epoch, size, steps_per_epoch * batch)
-        return lambda key, slots, step: pipeline.gather(split, order[step % steps_per_epoch * batch + slots])
-
-    return source
-
-
 class ClassifierRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
@@ -56,23 +42,9 @@ class ClassifierRun:
         self.subject = testing.subject(config, config, config.train.batch_size)
         self.dataset, self.devices = self.subject.dataset, self.subject.devices
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
-        self.steps_per_epoch = self._steps_per_epoch()
+        self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.delta_x = estimates.load(config.delta_x, self.dataset) if config.method == "align" else None
         self.notes = list(self.dataset.notes)
-
-    def _steps_per_epoch(self) -> int:
-        batch, wanted = self.config.train.batch_size, self.config.train.steps_per_epoch
-        if self.dataset.sample is not None:
-            if not wanted:
-                raise RunError("config.train.steps_per_epoch=0: this data set is drawn without end, give a number >= 1")
-            return wanted
-        whole = len(self.dataset.splits["train"].label) // batch
-        if max(wanted, 1) > whole:
-            raise RunError(
-                f"an epoch of {wanted or 1} batches of {batch} needs more than the {whole * batch} images there are: "
-                "lower config.train.steps_per_epoch (0: as many as there are) or config.train.batch_size"
-            )
-        return wanted or whole
 
     @cached_property
     def validation(self) -> Evaluation:
@@ -114,7 +86,7 @@ class ClassifierRun:
             )
             return method_step(state, batch, keys, settings)
 
-        source = batch_source(config, self.dataset, self.steps_per_epoch, self.stream(testing.ORDER))
+        source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(testing.ORDER))
         chunk = training.make_chunk(step, source, length, config.train.batch_size, parallel.mine)
         program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
         settings = {

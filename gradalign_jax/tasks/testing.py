@@ -13,7 +13,7 @@ from gradalign_jax import alignment, data, figures, measurements, models, parall
 from gradalign_jax.attacks import cw, pgd, square
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation import Evaluation
-from gradalign_jax.tasks import estimates
+from gradalign_jax.tasks import batches, estimates
 from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier, Estimate
 from gradalign_jax.workdir import Workdir, write_atomically
 
@@ -59,12 +59,9 @@ class Subject(NamedTuple):
         return jax.random.fold_in(self.key, number)
 
     def split(self, name: str) -> data.Split:
-        """A split on the host; that of a sampled data set is drawn once (the authors redrew it at every pass)."""
-        if self.dataset.sample is None:
-            return self.dataset.splits[name]
-        stream, count = {"validation": (VALIDATION_SET, 200), "test": (TEST_SET, 1000)}[name]
-        count = min(count, self.config.data.limit or count)
-        return data.Split(*jax.device_get(self.dataset.sample(self.stream(stream), count)))
+        """A split on the host."""
+        stream = {"validation": VALIDATION_SET, "test": TEST_SET}.get(name, 0)
+        return batches.split(self.config, self.dataset, name, self.stream(stream))
 
     def attack(self, norm: str) -> Attack:
         """The configured PGD in one norm."""
@@ -90,12 +87,7 @@ class Subject(NamedTuple):
 
 def subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
     """The parts that `config` names; model and seed are those of `run`, the config that trains or trained it."""
-    dataset = data.load(
-        config.data.name,
-        data_dir=config.data.dir or None,
-        cache_dir=config.data.cache or None,
-        limit=config.data.limit or None,
-    )
+    dataset = batches.load(config)
     return Subject(
         config,
         dataset,

@@ -54,6 +54,9 @@ def warnings(
             f"the attacks' loss has a zero gradient on {zero_gradients:.1%} of the images: PGD is blind there, and its "
             "errors are too low; attack with the margin loss"
         )
+    clean = max((curve["errors"][0] for curve in curves.values()), default=0.0)
+    if clean >= 0.5:
+        lines.append(f"{clean:.1%} of the images are misclassified without an attack: ε50% is 0, whatever the attack")
     for name, curve in curves.items():
         lines += _of_curve(NAMES.get(name, name), curve)
     black = curves.get("square_linf")

@@ -281,6 +281,7 @@ def curve(*errors, censored=False):
             ["PGD L2 the error falls from 60.0% to 50.0% as ε rises from 1 to 2"],
         ),
         ({"pgd_linf": curve(0.0, 0.6, 0.595, 1.0)}, {}, []),  # noise
+        ({"pgd_linf": curve(0.57, 0.9, 1.0)}, {}, ["57.0% of the images are misclassified without an attack"]),
         ({"pgd_linf": curve(0.0, 0.9)}, {}, ["at its largest ε=1 leaves 10.0%"]),
         ({"pgd_linf": curve(0.0, 0.3, censored=True)}, {}, ["censored"]),
         (

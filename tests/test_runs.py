@@ -16,7 +16,7 @@ from gradalign_jax import data, models, parallel, training
 from gradalign_jax.attacks import ball, pgd
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import resnet
-from gradalign_jax.tasks import batches, classifier
+from gradalign_jax.tasks import batches, classifier, testing
 from gradalign_jax.types import Estimate
 from gradalign_jax.workdir import RunError, Workdir, write_atomically
 
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_data_beyond_the_images():
 def fresh(config):
     optimizer = classifier.create_optimizer(config)
     return training.create_state(
-        classifier.create_classifier(config, data.load("spheres")),
+        testing.create_classifier(config, data.load("spheres")),
         optimizer,
         jax.random.fold_in(jax.random.key(0), 0),
     )
@@ -176,8 +176,8 @@ def test_attacks_start_in_directions_of_their_own(tmp_path):
     workdir = Workdir(tmp_path, config.to_dict())
     run = classifier.ClassifierRun(config, workdir)
     workdir.close()
-    for name, stream in (("validation", classifier._VALIDATE), ("test", classifier._TEST)):
-        image = run.split(name).image
+    for name, stream in (("validation", testing.VALIDATE), ("test", testing.TEST)):
+        image = run.subject.split(name).image
         keys = jax.vmap(jax.random.fold_in, (None, 0))(run.stream(stream), jnp.arange(len(image)))
         noise = jax.vmap(ball.BALLS["l2"].random_start)(keys, jnp.asarray(image))
         cosine = np.sum(image * noise, 1) / np.linalg.norm(image, axis=1) / np.linalg.norm(noise, axis=1)

@@ -324,6 +324,9 @@ class ClassifierRun:
                 self.measuring.arrays, batch.image, batch.label, target, batch.index
             )
         figures.draw_gradients(self.workdir.path / "gradients.png", batch.image, gradient, delta_x)
+        pictures = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
+        pictures |= {} if delta_x is None else {"delta_x": delta_x}
+        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""How figures look, on light and on dark pages, and what a figure is."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from gradalign_jax.report.results import Classifier, Run
+
+
+class Ink(NamedTuple):
+    """Colours of text, grid, page and the three methods."""
+
+    text: str
+    faint: str
+    page: str
+    baseline: str
+    align: str
+    pgd: str
+
+
+LIGHT = Ink("#22262b", "#c9ced6", "#ffffff", "#6b7787", "#d97706", "#0f766e")
+DARK = Ink("#e4e7eb", "#414853", "#15181d", "#9aa7b8", "#fbab4c", "#4fc3b5")
+
+
+class Material(NamedTuple):
+    """What figures are drawn from."""
+
+    runs: Sequence[Run]
+    classifiers: Sequence[Classifier]
+
+
+class Figure(NamedTuple):
+    """A figure of the paper: how it is drawn (None where nothing was measured) and what it takes."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Material, Ink], Any]
+    takes: str
+
+
+def style(ink: Ink) -> dict[str, Any]:
+    """Matplotlib's settings in these colours."""
+    return {
+        "figure.facecolor": ink.page,
+        "savefig.facecolor": ink.page,
+        "axes.facecolor": ink.page,
+        "axes.edgecolor": ink.faint,
+        "axes.labelcolor": ink.text,
+        "axes.titlecolor": ink.text,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.labelsize": 8.5,
+        "grid.color": ink.faint,
+        "grid.alpha": 0.45,
+        "grid.linewidth": 0.6,
+        "text.color": ink.text,
+        "xtick.color": ink.text,
+        "ytick.color": ink.text,
+        "xtick.labelsize": 7.5,
+        "ytick.labelsize": 7.5,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.minor.size": 0,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 4,
+        "font.family": "DejaVu Sans",
+        "pdf.fonttype": 42,
+    }
+
+
+def panels(rows: int, columns: int, width: float, height: float, **options: Any):
+    """A figure of equal panels, and its axes as a two-dimensional array."""
+    size = (width * columns, height * rows)
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)

@@ -124,9 +124,6 @@ TABLE_3 = _table(_TABLE_3, 1, T3_COLUMNS)
 TABLE_S2 = _table(_TABLE_S2, 2, S2_COLUMNS)
 HOURS = _table(_TABLE_S1, 1, S1_COLUMNS)
 
-# sim(Δx, Δ̂x), mean and deviation (section 3.2)
-SIMILARITY = {"spheres": (0.874, 0.019), "squares": (0.893, 0.058), "squares32": (0.661, 0.070)}
-
 
 def numbers(dataset: str, method: str) -> dict[str, float]:
     """What the paper reports for one row, by the names of result.json (accuracy as a fraction); {} if nothing."""

@@ -1,7 +1,7 @@
 """Tables 1, 2, 3, S1 and S2: every cell holds what was measured, what the paper prints, and how far they are apart."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gradalign_jax import paper
@@ -220,6 +220,11 @@ def table_3(found: Sequence[Classifier]) -> Table:
     )  # fmt: skip
 
 
+def _by_class(run: Run, name: str) -> Mapping[str, float]:
+    found = run.result.get("similarity_by_class") if name == "similarity" else (run.result.get("norms") or {}).get(name)
+    return found or {}
+
+
 def table_1(runs: Sequence[Run]) -> Table:
     """Norms on Spheres of the direct method's estimates; means over the test split where the paper shows one sample."""
     mine = [run for run in runs if run.task == "vrgan" and run.dataset == "spheres"]
@@ -227,8 +232,9 @@ def table_1(runs: Sequence[Run]) -> Table:
     for (label,), numbers in paper.TABLE_1.items():
         cells = []
         for name in paper.T1_COLUMNS:
-            values = [((run.result.get("norms") or {}).get(name) or {}).get(label) for run in mine]
-            cells.append(Cell(tuple(v for v in values if v is not None), numbers.get(name)))
+            by_class = [_by_class(run, name) for run in mine]
+            values = tuple(values[label] for values in by_class if values.get(label) is not None)
+            cells.append(Cell(values, numbers.get(name)))
         rows.append(Row((label,), f"class {'−1' if label == '0' else '1'}", "", tuple(cells)))
     return Table(
         "table1",

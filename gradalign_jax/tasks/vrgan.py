@@ -231,6 +231,9 @@ class VRGANRun:
             vectors["Δx"] = self.dataset.delta_x(image, label, 1 - label, index)
         order = ["x", *vectors, "x̂′"]
         figures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
+        pictures = {"image": image, "label": label, "estimate": residual}
+        pictures |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
+        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
 
     def run(self) -> dict[str, Any]:
         """Trains, selects, saves the generator, measures it; returns the content of result.json."""
@@ -263,7 +266,7 @@ def table(outcome: dict[str, Any]) -> str:
         known = paper.SIMILARITY.get(outcome["dataset"])
         lines.append(
             f"sim(Δx, Δ̂x)  here {outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f} (over images)"
-            + (f"   paper {known[0]:.3f} ± {known[1]:.3f}" if known else "")
+            + (f"   paper {known.value:.3f} ± {known.sd:.3f}" if known else "")
         )
     lines.append(f"x̂′ that the critic calls the other class: {outcome['moved']:.1%}")
     return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

@@ -76,24 +76,27 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
-    """Jobs that can be run, and one line for each kind that cannot: no config, no data, or nothing to start from."""
+    """Jobs that can be run, and one line for every reason why others cannot."""
     real = bool(os.environ.get("TFDS_DATA_DIR")) or scale is not paper_plan.MINI
-    kept, reasons = {}, {}
+    kept: dict[str, Job] = {}
+    reasons: dict[str, dict[str, None]] = {}
+
+    def tell(reason: str, kind: str) -> None:
+        reasons.setdefault(reason, {})[kind] = None
+
     for job in jobs:
-        kind = f"{job.dataset}:{job.task}"
-        measured = {k: name for k, name in job.uses.items() if k.startswith("evaluate.") and name not in kept}
-        if measured and job.task in ("baseline", "pgd"):
-            reasons[f"{kind}'s ᾱ_Δx"] = f"it needs {next(iter(measured.values())).rpartition('/')[0]}"
-            job = job._replace(uses={k: name for k, name in job.uses.items() if k not in measured})
+        absent = {key: name for key, name in job.uses.items() if name not in kept}
         if job.dataset in REAL and not real:
-            reasons[f"{job.dataset}:*"] = "TFDS_DATA_DIR is not set, so the mini paper keeps to the synthetic sets"
+            tell("TFDS_DATA_DIR is not set, so the mini paper keeps to the synthetic sets", job.dataset)
         elif paper_plan.configured(job, scale) is None:
-            reasons[kind] = f"configs/{job.dataset}.py has no such task"
-        elif absent := [name for name in job.needs if name not in kept]:
-            reasons[kind] = f"it needs {absent[0].rpartition('/')[0]}, which is left out"
+            tell("there is no such config", f"{job.dataset}:{job.task}")
+        elif any(not key.startswith("evaluate.") for key in absent):
+            tell("what it starts from is left out", f"{job.dataset}:{job.task}")
         else:
-            kept[job.name] = job
-    return list(kept.values()), [f"{kind} is left out: {reason}" for kind, reason in reasons.items()]
+            if absent:
+                tell("nothing estimates Δx", f"{job.dataset}:{job.task}'s ᾱ_Δx")
+            kept[job.name] = job._replace(uses={key: name for key, name in job.uses.items() if key not in absent})
+    return list(kept.values()), [f"left out, {reason}: {', '.join(kinds)}" for reason, kinds in reasons.items()]
 
 
 def with_weights(job: Job, pretrained: str) -> Job:

@@ -19,7 +19,7 @@ MAKER = {"generator": "vrgan", "store": "project"}
 EPSILON = {"spheres": 0.005, "squares": 0.2, "mnist35": 0.3, "copd": 0.006, "mnist": 0.3, "cifar10": 0.01}
 IMAGENET = ("squares", "mnist35", "copd", "mnist")  # classifiers and critics start from ImageNet weights
 # Config keys by which a run names another one's directory.
-GAN_OF_PROJECT = "gan"
+GAN_OF_PROJECT = "project.generator"
 CLASSIFIER_OF_EVALUATE = "classifier"
 
 
@@ -57,7 +57,8 @@ class Scale(NamedTuple):
     generators: int  # as many estimates of Δx; trained with one, measured with the next
     epsilons: Mapping[str, tuple[float, ...]]  # of Table 3
     series: int  # seeds at each of them
-    evaluated: int  # seeds that Square Attack and Carlini-Wagner's attack measure
+    evaluated: int  # seeds that Square Attack measures
+    scatter: int  # images of Figure 7, under Carlini and Wagner's attack, of the first seed
     overrides: Mapping[str, Mapping[str, Any]]  # by "dataset:task", ":task" or "dataset:"
 
 
@@ -68,6 +69,7 @@ FULL = Scale(
     epsilons={dataset: epsilons(dataset) for dataset in TABLE_2},
     series=5,
     evaluated=5,
+    scatter=1000,
     overrides={},
 )
 # Tiny: it shows that every table and figure can be made, not their numbers.
@@ -78,6 +80,7 @@ MINI = Scale(
     epsilons={dataset: epsilons(dataset)[0:4:3] for dataset in ("spheres", "mnist35")},
     series=1,
     evaluated=1,
+    scatter=50,
     overrides={
         "spheres:": {"evaluate.images": 200},
         "spheres:baseline": {"train.epochs": 2, "train.steps_per_epoch": 500},
@@ -132,8 +135,9 @@ def _classifiers(scale: Scale, dataset: str) -> Iterator[Job]:
             job = _job(scale, dataset, method, method, seed, tables, _measured_with(scale, dataset, method, seed))
             yield job
             if seed < scale.evaluated:
-                uses = {CLASSIFIER_OF_EVALUATE: job.name}
-                yield _job(scale, dataset, f"{method}-evaluate", "evaluate", seed, ("2",), uses)
+                uses = {CLASSIFIER_OF_EVALUATE: job.name, **_measured_with(scale, dataset, "evaluate", seed)}
+                scatter = {"evaluate.cw_images": scale.scatter} if seed == 0 else {}
+                yield _job(scale, dataset, f"{method}-evaluate", "evaluate", seed, ("2",), uses, **scatter)
     for epsilon in scale.epsilons.get(dataset, ()):
         if epsilon == EPSILON[dataset]:
             continue  # a row of Table 2

@@ -183,8 +183,8 @@ def test_an_evaluation_adds_what_its_run_lacks(tmp_path):
     run = classifier(tmp_path / "run", epsilon_half={"pgd_linf": 0.006, "square_linf": None})
     half = {"pgd_linf": 0.5, "square_linf": 0.007}
     curves = {"square_linf": {"epsilons": GRID, "errors": [0, 0.5, 1]}}
-    there = {"task": "evaluate", "classifier": str(run)}
-    classifier(tmp_path / "more", epsilon_half=half, curves=curves, config=there)
+    there = {"task": "evaluate", "classifier": "elsewhere"}
+    classifier(tmp_path / "more", epsilon_half=half, curves=curves, config=there, evaluated=str(run))
     _, (one,) = found_in(tmp_path)
     assert (one.values["pgd_linf"], one.values["square_linf"]) == (0.006, 0.007)
     assert set(one.curves) == {"pgd_linf", "pgd_l2", "square_linf"}
@@ -204,6 +204,14 @@ def test_generators_fill_table_1_and_section_3_2(tmp_path):
     cell = cell_of(tables.similarities(runs), "similarity", "spheres")
     pooled = (0.0008 + 4 * 0.019**2) / 5
     assert cell.z == pytest.approx(-0.004 / math.sqrt(pooled * 0.7 + 0.0005**2 / 3))
+
+
+def test_an_evaluation_of_a_run_that_is_not_there_stands_alone(tmp_path):
+    trained = {"attack": {"epsilon": 0.0013}, "train": {"epochs": 80, "steps_per_epoch": 10_000}}
+    there = {"task": "evaluate", "attack": {"epsilon": 0.005}}
+    classifier(tmp_path, method="pgd", config=there, evaluated="gone", evaluated_config=trained)
+    _, (one,) = found_in(tmp_path)
+    assert (one.epsilon, one.as_in_table_2, results.departures(one.run)) == (0.0013, False, [])
 
 
 # ---- files
@@ -243,10 +251,10 @@ def whole(tmp_path_factory):
     random = np.random.default_rng(0)
     series(root / "s")
     for method in paper.METHODS:
-        run = classifier(root / method, "mnist35", method, notes=["<b>careful</b>"])
+        linearity = {"approximated": [*random.uniform(-1, 1, 9), None], "carlini_wagner": [*random.uniform(0, 1, 10)]}
+        run = classifier(root / method, "mnist35", method, notes=["<b>careful</b>"], linearity=linearity)
         image = random.uniform(-1, 1, (4, 6, 6, 1))
         pictures(run, image=image, label=[0, 0, 1, 1], target=[1, 1, 0, 0], gradient=image)
-        np.savez(run / "linearity.npz", approximated=random.uniform(0, 1, 20), cw_l2=random.uniform(0, 1, 20))
         (run / "command.txt").write_text("python -m gradalign_jax.main --config=x\n")
     for dataset in ("spheres", "squares", "mnist35", "copd"):
         shape = (4, 500) if dataset == "spheres" else (4, 6, 6, 1)
@@ -310,8 +318,8 @@ def test_a_figure_without_runs_says_what_it_takes(tmp_path):
     classifier(tmp_path / "a")
     assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    section = page[page.index('<section id="figure7">') :].partition("</section>")[0]
-    assert "missing: it takes linearity.npz" in section
+    section = page[page.index('<section id="figure7"') :].partition("</section>")[0]
+    assert "missing: it takes an evaluation" in section
     assert not (tmp_path / "out" / "figure7.png").exists()
     assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0  # its own output is no input
 

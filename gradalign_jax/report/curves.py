@@ -1,22 +1,20 @@
 """Figures of numbers: measured beside printed, 7, S7 and S8."""
 
-import csv
+import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from gradalign_jax import paper
 from gradalign_jax.report import statistics, tables
-from gradalign_jax.report.ink import Figure, Ink, Material, panels
+from gradalign_jax.report.ink import Figure, Ink, Material, few_ticks, panels, symbols
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.tables import METHODS, NAMES
 
 ATTACKS = {"pgd_linf": "PGD L∞", "square_linf": "Square Attack L∞", "pgd_l2": "PGD L2"}
 _MARKERS = dict(zip(NAMES, "osvPD^X", strict=True))
-# What an evaluation leaves of each test image: its distance by Lemma 1, and by Carlini and Wagner's attack.
-_SCATTER = ("approximated", "cw_l2")
 
 
 def _present(material: Material) -> list[str]:
@@ -25,7 +23,10 @@ def _present(material: Material) -> list[str]:
 
 
 def _logarithmic(axis: plt.Axes, low: float, high: float) -> None:
-    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    axis.set_box_aspect(1)
+    few_ticks(axis.xaxis)
+    few_ticks(axis.yaxis)
 
 
 def draw_overview(material: Material, ink: Ink):
@@ -49,12 +50,12 @@ def draw_overview(material: Material, ink: Ink):
             color = getattr(ink, method)
             bars = {"xerr": number.sd, "yerr": sd, "ecolor": color, "elinewidth": 0.8}
             axis.errorbar(number.value, mean, fmt=_MARKERS[dataset], color=color, markersize=5.5, **bars)
-        axis.set(title=heading, xlabel="paper")
+        axis.set(title=symbols(heading), xlabel="paper")
         if not points[name]:
             axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=ink.faint)
     axes[0, 0].set_ylabel("ours")
     shown = sorted({dataset for group in points.values() for dataset, *_ in group}, key=list(NAMES).index)
-    handles = [plt.Line2D([], [], color=getattr(ink, m), linewidth=3, label=METHODS[m]) for m in METHODS]
+    handles = [plt.Line2D([], [], color=getattr(ink, m), linewidth=3, label=symbols(METHODS[m])) for m in METHODS]
     handles += [plt.Line2D([], [], color=ink.text, marker=_MARKERS[d], linestyle="", label=NAMES[d]) for d in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -80,11 +81,19 @@ def draw_robustness(material: Material, ink: Ink):
         line[0].set_ylabel("accuracy %")
     for axis in axes[-1]:
         axis.set_xlabel("ε, images in [−1, 1]")
-    handles = [plt.Line2D([], [], color=getattr(ink, m), label=METHODS[m]) for m in METHODS]
+    handles = [plt.Line2D([], [], color=getattr(ink, m), label=symbols(METHODS[m])) for m in METHODS]
     diamond = {"marker": "D", "markerfacecolor": "none", "linestyle": ""}
-    handles.append(plt.Line2D([], [], color=ink.text, label="ε50% in the paper", **diamond))
+    handles.append(plt.Line2D([], [], color=ink.text, label=symbols("ε50% in the paper"), **diamond))
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """The powers of ten from low to high; 1, 2 and 5 of each where there are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    subdivisions = (1,) if math.log10(high / low) > 2 else (1, 2, 5) if math.log10(high / low) < 1.2 else (1, 3)
+    values = [float(f"{s}e{d}") for d in decades for s in subdivisions]
+    return [value for value in values if low <= value <= high * 1.001]
 
 
 def _accuracy(axis, dataset: str, method: str, members: Sequence[Classifier], attack: str, ink: Ink) -> bool:
@@ -100,6 +109,9 @@ def _accuracy(axis, dataset: str, method: str, members: Sequence[Classifier], at
     axis.plot(epsilons, accuracy.mean(0), "o-", color=color, markersize=3)
     axis.set_xscale("symlog", linthresh=smallest)
     axis.set_xlim(-smallest / 5, None)
+    axis.set_xticks([0, *_decades(smallest, epsilons[-1])], minor=False)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
     printed = paper.TABLE_2.get((dataset, method), {}).get(attack)
     if printed:
         axis.plot(printed.value, 50, "D", markerfacecolor="none", markeredgecolor=color, markersize=6.5)
@@ -131,9 +143,9 @@ def draw_series(material: Material, ink: Ink):
             name = "ᾱ_Δx" if kind == 1 else "ᾱ_x"
             told = "–" if r is None else f"{r:.3f} (n = {n})"
             labels.append((f"{name}  r = {told}" + (f", paper {printed.text}" if printed else ""), color))
-        handles = [plt.Line2D([], [], color=color, linewidth=3, label=label) for label, color in labels]
+        handles = [plt.Line2D([], [], color=color, linewidth=3, label=symbols(label)) for label, color in labels]
         axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=7.5)
-        axis.set(xlabel="ε50% PGD L∞", ylabel="alignment")
+        axis.set(xlabel=symbols("ε50% PGD L∞"), ylabel="alignment")
         axis.text(0.02, 0.97, NAMES.get(dataset, dataset), transform=axis.transAxes, va="top", weight="bold")
         axis.margins(0.12)
     for axis in axes.flat[len(series) :]:
@@ -141,15 +153,13 @@ def draw_series(material: Material, ink: Ink):
     return figure
 
 
-def scatter_of(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Per image: the distance by Lemma 1 and the attack's, from linearity.npz or images.csv in a run's directory."""
-    if (folder / "linearity.npz").exists():
-        with np.load(folder / "linearity.npz") as file:
-            return tuple(np.asarray(file[name], float) for name in _SCATTER) if set(_SCATTER) <= set(file) else None
-    if (folder / "images.csv").exists():
-        with open(folder / "images.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in _SCATTER)]
-        return tuple(np.asarray([float(row[name]) for row in rows]) for name in _SCATTER) if rows else None
+def _scatter(member: Classifier) -> tuple[np.ndarray, np.ndarray] | None:
+    """Per image, the distance by Lemma 1 and the attack's, from an evaluation or the classifier's own run."""
+    for run in (*member.evaluations, member.run):
+        found = run.result.get("linearity") or {}
+        pairs = zip(found.get("approximated") or (), found.get("carlini_wagner") or (), strict=False)
+        if known := [(abs(a), b) for a, b in pairs if a is not None and b is not None]:
+            return tuple(np.asarray(known, float).T)
     return None
 
 
@@ -158,8 +168,8 @@ def draw_linearity(material: Material, ink: Ink):
     found = {}
     for dataset in _present(material):
         for method in METHODS:
-            members = [folder for m in tables.longest(material.classifiers, dataset, method) for folder in _folders(m)]
-            points = next((p for p in map(scatter_of, members) if p is not None), None)
+            members = tables.longest(material.classifiers, dataset, method)
+            points = next((found for found in map(_scatter, members) if found is not None), None)
             if points is not None:
                 found[dataset, method] = points
     if not found:
@@ -168,25 +178,20 @@ def draw_linearity(material: Material, ink: Ink):
     figure, axes = panels(len(datasets), len(METHODS), 2.7, 2.6)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, method in zip(line, METHODS, strict=True):
-            axis.set_title(f"{NAMES[dataset]} · {METHODS[method]}")
+            axis.set_title(f"{NAMES[dataset]} · {symbols(METHODS[method])}")
             if (dataset, method) not in found:
                 axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", color=ink.faint)
                 axis.set(xticks=[], yticks=[])
                 continue
             x, y = found[dataset, method]
-            x = np.abs(x)
             axis.plot(x, y, ".", color=getattr(ink, method), markersize=3, alpha=0.6, rasterized=True)
-            limit = 1.05 * max(np.quantile(x[np.isfinite(x)], 0.98), np.quantile(y[np.isfinite(y)], 0.98), 1e-12)
+            limit = 1.05 * max(np.quantile(x, 0.98), np.quantile(y, 0.98), 1e-12)
             axis.plot((0, limit), (0, limit), color=ink.text, linewidth=0.8, linestyle=(0, (4, 3)))
             axis.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
         line[0].set_ylabel("distance by the attack, L2")
     for axis in axes[-1]:
         axis.set_xlabel("distance by Lemma 1, L2")
     return figure
-
-
-def _folders(member: Classifier) -> list[Path]:
-    return [*(e.path for e in member.evaluations), member.run.path]
 
 
 OVERVIEW = Figure(
@@ -203,7 +208,7 @@ FIGURE_7 = Figure(
     "Robustness against Carlini and Wagner's L2 attack over |ρ̃(x)|, the approximation of Lemma 1; one test image a "
     "point, the identity dashed. One classifier of each row; the window holds 98 % of the images.",
     draw_linearity,
-    "linearity.npz or images.csv (approximated, cw_l2) beside an evaluation with the attack of Carlini and Wagner",
+    "an evaluation with the attack of Carlini and Wagner: configs/<data set>.py:evaluate, config.evaluate.cw_images",
 )
 FIGURE_S7 = Figure(
     "figureS7",

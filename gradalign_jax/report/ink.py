@@ -1,5 +1,6 @@
 """How figures look, on light and on dark pages, and what a figure is."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 from gradalign_jax.report.results import Classifier, Run
 
@@ -75,8 +77,33 @@ def style(ink: Ink) -> dict[str, Any]:
         "lines.linewidth": 1.6,
         "lines.markersize": 4,
         "font.family": "DejaVu Sans",
-        "pdf.fonttype": 42,
     }
+
+
+# Symbols as Matplotlib sets them.
+SYMBOLS = {
+    "ᾱ_Δx": r"$\bar{\alpha}_{\Delta x}$",
+    "ᾱ_x": r"$\bar{\alpha}_x$",
+    "L_α": r"$L_\alpha$",
+    "∇ℓ": r"$\nabla\ell$",
+    "Δ̂x": r"$\widehat{\Delta x}$",
+    "x̂′": r"$\hat{x}\prime$",
+    "Δx": r"$\Delta x$",
+    "ε50%": r"$\varepsilon_{50\%}$",
+}
+
+
+def symbols(text: str) -> str:
+    """The text with its symbols set as mathematics."""
+    pattern = "|".join(map(re.escape, SYMBOLS))
+    return re.sub(pattern, lambda found: SYMBOLS[found[0]], text)
+
+
+def few_ticks(axis: Any) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, as plain numbers."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=6))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any):

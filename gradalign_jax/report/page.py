@@ -1,6 +1,7 @@
 """One HTML page with every table and figure, notes and provenance; nothing in it is loaded from elsewhere."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +14,8 @@ from gradalign_jax.report.tables import METHODS, NAMES, Cell, Table
 
 STYLE = (Path(__file__).parent / "page.css").read_text
 
+DPI = 144  # of the PNGs: one and a half of a page's own, so that they are sharp
+
 
 class Drawn(NamedTuple):
     """A figure's two PNG files' bytes, for light and dark pages; None where nothing was measured."""
@@ -20,6 +23,11 @@ class Drawn(NamedTuple):
     figure: Figure
     light: bytes | None
     dark: bytes | None
+
+
+def _text(text: str) -> str:
+    """Escaped, with subscripts set as such."""
+    return re.sub(r"(ᾱ|L|Ψ)_(Δx|c̃|c\*|m\(x\)|[xyαc])", r"\1<sub>\2</sub>", escape(text))
 
 
 def _cell(cell: Cell) -> str:
@@ -34,20 +42,18 @@ def _cell(cell: Cell) -> str:
 
 
 def table(content: Table) -> str:
-    """A table; its empty rows are folded into one line that names them."""
-    present = [row for row in content.rows if any(cell.values for cell in row.cells)]
-    missing = [row for row in content.rows if row not in present]
-    shown = [*present, *missing]
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in content.headings)
+    """A table; rows without any measurement are set small."""
+    head = "".join(f"<th>{_text(heading)}</th>" for heading in content.headings)
     lines = []
-    for row in shown:
+    for row in content.rows:
         note = f"<small>{escape(row.note)}</small>" if row.note else ""
-        lines.append(f"<tr><th>{escape(row.label)}{note}</th>{''.join(map(_cell, row.cells))}</tr>")
+        empty = "" if any(cell.values for cell in row.cells) else ' class="empty"'
+        lines.append(f"<tr{empty}><th>{_text(row.label)}{note}</th>{''.join(map(_cell, row.cells))}</tr>")
     files = " · ".join(f'<a href="{content.name}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
     return (
-        f'<section id="{content.name}"><h2>{escape(content.title)}</h2><div class="scroll"><table>'
+        f'<section id="{content.name}"><h2>{_text(content.title)}</h2><div class="scroll"><table>'
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="legend">{escape(content.legend)} <span class="files">Files: {files}</span></p></section>'
+        f'<p class="legend">{_text(content.legend)} <span class="files">Files: {files}</span></p></section>'
     )
 
 
@@ -59,15 +65,14 @@ def figure(drawn: Drawn) -> str:
     """A figure for light and dark pages, or what it takes to have it."""
     told = drawn.figure
     if drawn.light is None:
-        body = f'<p class="absent">missing: it takes {escape(told.takes)}</p>'
-    else:
-        body = (
-            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_inline(drawn.dark)}">'
-            f'<img alt="{escape(told.title)}" src="{_inline(drawn.light)}"></picture>'
-        )
+        takes = f'<p class="absent">missing: it takes {_text(told.takes)}</p>'
+        return f'<section id="{told.name}" class="without"><h2>{_text(told.title)}</h2>{takes}</section>'
+    width = round(int.from_bytes(drawn.light[16:20]) * 96 / DPI)  # a PNG's width stands in its header
     return (
-        f'<section id="{told.name}"><h2>{escape(told.title)}</h2><figure>{body}'
-        f"<figcaption>{escape(told.caption)}</figcaption></figure></section>"
+        f'<section id="{told.name}"><h2>{_text(told.title)}</h2><figure><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{_inline(drawn.dark)}">'
+        f'<img alt="{escape(told.title)}" width="{width}" src="{_inline(drawn.light)}"></picture>'
+        f"<figcaption>{_text(told.caption)}</figcaption></figure></section>"
     )
 
 
@@ -131,7 +136,7 @@ def _provenance(runs: Sequence[Run], root: Path) -> str:
         where = f"<details><summary>{escape(path)}</summary><code>{escape(_command(command))}</code></details>"
         cells = [
             escape(NAMES.get(run.dataset, run.dataset)),
-            escape(what) + (f" ε {epsilon:g}" if epsilon else ""),
+            _text(what) + (f" ε {epsilon:g}" if epsilon else ""),
             str(run.seed),
             _seconds(run.result.get("seconds")),
             escape(f"{count}{devices[0]}" if devices else "–"),

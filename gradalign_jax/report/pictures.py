@@ -8,10 +8,11 @@ vrgan run's holds `image`, `label`, `estimate` (Δ̂x) and, where it is known, `
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from gradalign_jax.report import tables
-from gradalign_jax.report.ink import Figure, Ink, Material, panels
+from gradalign_jax.report.ink import Figure, Ink, Material, symbols
 from gradalign_jax.report.tables import METHODS, NAMES
 
 _SPHERES = (20, 25, 1)  # the layout of its 500 coordinates under attacks
@@ -26,39 +27,35 @@ def load(folder: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _show(axis, values: np.ndarray, difference: bool) -> None:
-    """An image of [-1, 1], or a signed vector scaled to its own largest value."""
+def _show(axis: plt.Axes, values: np.ndarray, difference: bool, row: int, column: int) -> None:
+    """Puts an image of [-1, 1], or a signed vector scaled to its own largest value, into one cell of the axes."""
     values = np.asarray(values, np.float32)
     if flat := values.ndim == 1:
         values = values.reshape(_SPHERES)
     limit = max(float(np.abs(values).max()), 1e-30) if difference or flat else 1.0
+    height, width = (0.47 * side / max(values.shape[:2]) for side in values.shape[:2])
+    place = {"extent": (column - width, column + width, row + height, row - height), "interpolation": "nearest"}
     if values.shape[-1] == 3:
-        axis.imshow(np.clip(values / limit / 2 + 0.5, 0, 1), interpolation="nearest")
+        axis.imshow(np.clip(values / limit / 2 + 0.5, 0, 1), **place)
     else:
         shades = "RdBu_r" if difference or flat else "gray"
-        axis.imshow(values[..., 0], cmap=shades, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.imshow(values[..., 0], cmap=shades, vmin=-limit, vmax=limit, **place)
 
 
-def _bare(axes) -> None:
-    for axis in np.ravel(axes):
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-
-
-def _grid(columns: Sequence[tuple[str, Sequence[np.ndarray | None], bool]], names: Sequence[str], size: float = 1.15):
-    """One line a sample; a column is its title, its images (None: not known) and whether they are differences."""
-    lines = len(columns[0][1])
-    figure, axes = panels(lines, len(columns), size, size)
-    _bare(axes)
-    for j, (title, images, difference) in enumerate(columns):
-        axes[0, j].set_title(title, fontsize=9)
-        for i, image in enumerate(images):
+def _grid(lines: Sequence[Sequence[tuple[np.ndarray | None, bool]]], titles, names, inches: float = 1.1):
+    """Lines of (image, whether it is a difference); None leaves a cell empty."""
+    columns = len(lines[0])
+    figure, axis = plt.subplots(figsize=(inches * columns + 0.8, inches * len(lines) + 0.3), layout="constrained")
+    for i, line in enumerate(lines):
+        for j, (image, difference) in enumerate(line):
             if image is not None:
-                _show(axes[i, j], image, difference)
-    for i, name in enumerate(names):
-        axes[i, 0].set_ylabel(name, fontsize=8.5)
+                _show(axis, image, difference, i, j)
+    axis.set(xlim=(-0.5, columns - 0.5), ylim=(len(lines) - 0.5, -0.5), aspect="equal")
+    axis.set_xticks(range(len(titles)), map(symbols, titles), fontsize=9)
+    axis.set_yticks(range(len(names)), map(symbols, names), fontsize=8.5)
+    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
     return figure
 
 
@@ -108,9 +105,9 @@ def draw_indirect(material: Material, ink: Ink):
 def _estimates(lines, names):
     if not lines:
         return None
-    x, exact, estimate, generated, other = zip(*lines, strict=True)
-    columns = [("x", x, False), ("Δx", exact, True), ("Δ̂x", estimate, True), ("x̂′", generated, False)]
-    return _grid([*columns, ("x′", other, False)], names)
+    differences = (False, True, True, False, False)
+    cells = [list(zip(line, differences, strict=True)) for line in lines]
+    return _grid(cells, ("x", "Δx", "Δ̂x", "x̂′", "x′"), names)
 
 
 def draw_gradients(material: Material, ink: Ink):
@@ -133,9 +130,8 @@ def draw_gradients(material: Material, ink: Ink):
             names.append(NAMES[dataset])
     if not lines:
         return None
-    columns = list(zip(*lines, strict=True))
-    titles = ["x", *(f"∇ℓ, {METHODS[m]}" for m in METHODS), "Δx"]
-    return _grid([(t, c, t != "x") for t, c in zip(titles, columns, strict=True)], names)
+    cells = [[(image, j > 0) for j, image in enumerate(line)] for line in lines]
+    return _grid(cells, ("x", *(f"∇ℓ, {METHODS[m]}" for m in METHODS), "Δx"), names)
 
 
 def _samples(dataset: str, task: str, difference: bool = False):
@@ -153,14 +149,9 @@ def _samples(dataset: str, task: str, difference: bool = False):
             else:
                 estimate = found["estimate"][i]
             below.append(estimate if difference else found["image"][i] + estimate)
-        figure, axes = panels(2, len(chosen), 1.0, 1.0)
-        _bare(axes)
-        for j, (i, generated) in enumerate(zip(chosen, below, strict=True)):
-            _show(axes[0, j], found["image"][i], False)
-            _show(axes[1, j], generated, difference)
-        axes[0, 0].set_ylabel("x")
-        axes[1, 0].set_ylabel("Δ̂x" if difference else "x̂′")
-        return figure
+        above = [(found["image"][i], False) for i in chosen]
+        lines = [above, [(image, difference) for image in below]]
+        return _grid(lines, (), ("x", "Δ̂x" if difference else "x̂′"), inches=1.0)
 
     return draw
 
@@ -174,9 +165,9 @@ def _all_classes(dataset: str):
             return None
         chosen = _one_a_class(found["label"], 2)[:20]
         classes = range(found["projected"].shape[1])
-        columns = [("x", [found["image"][i] for i in chosen], False)]
-        columns += [(str(c), [found["projected"][i, c] for i in chosen], False) for c in classes]
-        return _grid(columns, [str(int(found["label"][i])) for i in chosen], size=0.62)
+        lines = [[(found["image"][i], False), *((found["projected"][i, c], False) for c in classes)] for i in chosen]
+        names = [str(int(found["label"][i])) for i in chosen]
+        return _grid(lines, ("x", *map(str, classes)), names, inches=0.62)
 
     return draw
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from gradalign_jax.report import curves, ink, pictures
+from gradalign_jax.report import curves, ink, page, pictures
 from gradalign_jax.report.page import Drawn
 from gradalign_jax.report.results import Classifier, Run
 
@@ -33,7 +33,7 @@ def draw_all(output: Path, runs: Sequence[Run], found: Sequence[Classifier]) -> 
                     images.append(None)
                     continue
                 png = io.BytesIO()
-                canvas.savefig(png, dpi=150, format="png")
+                canvas.savefig(png, dpi=page.DPI, format="png")
                 images.append(png.getvalue())
                 if colours is ink.LIGHT:
                     canvas.savefig(output / f"{figure.name}.pdf")

@@ -11,7 +11,7 @@ from gradalign_jax import paper
 # Keys that tell neither what was trained nor what was measured: runs that differ in these alone are one row.
 _APART = {
     *("seed", "devices", "data.dir", "data.cache", "train.log_every", "train.checkpoint_minutes"),
-    *("evaluate.block", "evaluate.same_generator", "classifier"),
+    *("evaluate.block", "evaluate.same_generator", "evaluate.cw_images", "classifier"),
 }
 _SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store")
 # Keys that `departures` puts into words.
@@ -24,8 +24,17 @@ TOLD = {
         "attack.steps",
         "attack.training_dtype",
     ),
-    *("attack.clip", "model.pretrained", "validate.epsilons", "evaluate.linf_epsilons", "evaluate.l2_epsilons"),
+    *(
+        "evaluate.square_queries",
+        "evaluate.square_images",
+        "attack.clip",
+        "model.pretrained",
+        "validate.epsilons",
+        "evaluate.linf_epsilons",
+        "evaluate.l2_epsilons",
+    ),
 }
+_QUERIES = 5000  # of Square Attack
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # start from ImageNet weights in the paper
 
 
@@ -48,7 +57,7 @@ class Run(NamedTuple):
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return self.result.get("seed", 0)
+        return self.result.get("seed", self.setting("seed", 0))
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """A key of the run's config, or `default`."""
@@ -119,7 +128,7 @@ def _values(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _measures(evaluation: Run, run: Run) -> bool:
     """Whether an evaluation is of this run: the same directory, or, where it was moved, its last names."""
-    named = Path(str(evaluation.setting("classifier", "")))
+    named = Path(str(evaluation.result.get("evaluated") or evaluation.setting("classifier", "")))
     if not named.name:
         return False
     if os.path.realpath(named) == os.path.realpath(run.path):
@@ -127,6 +136,13 @@ def _measures(evaluation: Run, run: Run) -> bool:
     known = ("dataset", "method", "seed")
     same = all(evaluation.result.get(key) == run.result.get(key) for key in known)
     return not named.exists() and same and named.parts[-3:] == run.path.parts[-3:]
+
+
+def _alone(evaluation: Run) -> Classifier:
+    """An evaluation as the only thing known of its classifier, whose own config it holds."""
+    trained = evaluation.result.get("evaluated_config") or evaluation.result.get("config")
+    run = Run(evaluation.path, {**evaluation.result, "config": trained})
+    return Classifier(run, _values(run.result), run.result.get("curves") or {}, (evaluation,))
 
 
 def classifiers(runs: Iterable[Run]) -> list[Classifier]:
@@ -145,8 +161,7 @@ def classifiers(runs: Iterable[Run]) -> list[Classifier]:
             values = {name: more.get(name) if value is None else value for name, value in values.items()}
             curves = dict(evaluation.result.get("curves") or {}) | curves
         found.append(Classifier(run, values, curves, own))
-    alone = [Classifier(e, _values(e.result), e.result.get("curves") or {}, ()) for e in evaluations]
-    return found + alone
+    return found + [_alone(evaluation) for evaluation in evaluations]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,7 +191,7 @@ def steps(run: Run) -> int | None:
 
 
 def departures(run: Run) -> list[str]:
-    """In what a classifier run differs from the paper's, as far as its config tells; each a few words."""
+    """In what a classifier run or an evaluation differs from the paper's, as far as its config tells."""
     found = []
     ours, theirs = steps(run), paper.STEPS.get(run.dataset)
     if ours and theirs and ours != theirs:
@@ -191,6 +206,11 @@ def departures(run: Run) -> list[str]:
         found.append("from scratch, not ImageNet weights")
     if run.setting("attack.training_dtype", "float32") != "float32":
         found.append(f"attack of training in {run.setting('attack.training_dtype')}")
+    queries, images = run.setting("evaluate.square_queries", 0), run.setting("evaluate.square_images", 0)
+    if queries and queries != _QUERIES:
+        found.append(f"{queries:,} queries of {_QUERIES:,}")
+    if queries and images:
+        found.append(f"{images:,} images under Square Attack")
     if run.setting("attack.clip", "range") != "range":
         found.append("attacks clamp to the data's range")
     return found

@@ -124,7 +124,10 @@ def longest(found: Iterable[Classifier], dataset: str, method: str) -> tuple[Cla
 
 
 def _note(group: Group) -> str:
-    return "; ".join(filter(None, [group.apart, *results.departures(group.members[0].run)]))
+    first = group.members[0]
+    told = [group.apart, *results.departures(first.run)]
+    told += [words for e in first.evaluations[:1] for words in results.departures(e)]
+    return "; ".join(dict.fromkeys(filter(None, told)))
 
 
 def _of_classifiers(found: Sequence[Classifier], keys: Iterable[tuple[str, str]], columns, printed) -> tuple[Row, ...]:
@@ -255,7 +258,8 @@ def similarities(runs: Sequence[Run]) -> Table:
         task = "project" if dataset == "squares32" else "vrgan"
         mine = [run for run in runs if (run.task, run.dataset) == (task, dataset)]
         how = "conditional GAN, projected" if task == "project" else "VR-GAN"
-        values = [run.result.get("similarity") for run in mine]
+        found = [run.result.get("similarity") for run in mine]
+        values = [value.get("mean") if isinstance(value, Mapping) else value for value in found]
         rows.append(Row((dataset,), NAMES[dataset], how, (cell(values, printed),)))
     return Table(
         "section3.2", "Section 3.2 · Alignment of estimates with the exact Δx", ("dataset",), ("similarity",),

@@ -118,7 +118,8 @@ def _table(text: str, keys: int, columns: tuple[str, ...]) -> dict[tuple[str, ..
 
 
 TABLE_1 = _table(_TABLE_1, 1, T1_COLUMNS)
-SIMILARITY = {key: row["similarity"] for (key,), row in _table(_SIMILARITY, 1, ("similarity",)).items()}
+SECTION_3_2 = {key: row["similarity"] for (key,), row in _table(_SIMILARITY, 1, ("similarity",)).items()}
+SIMILARITY = {key: (cell.value, cell.sd) for key, cell in SECTION_3_2.items()}
 TABLE_2 = _table(_TABLE_2, 2, COLUMNS)
 TABLE_3 = _table(_TABLE_3, 1, T3_COLUMNS)
 TABLE_S2 = _table(_TABLE_S2, 2, S2_COLUMNS)

@@ -1,11 +1,9 @@
 """Figures of numbers: measured beside printed, 7, S7 and S8."""
 
-import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
 from gradalign_jax import paper
 from gradalign_jax.report import statistics, tables
@@ -25,8 +23,8 @@ def _present(material: Material) -> list[str]:
 def _logarithmic(axis: plt.Axes, low: float, high: float) -> None:
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     axis.set_box_aspect(1)
-    few_ticks(axis.xaxis)
-    few_ticks(axis.yaxis)
+    few_ticks(axis.xaxis, low, high)
+    few_ticks(axis.yaxis, low, high)
 
 
 def draw_overview(material: Material, ink: Ink):
@@ -88,14 +86,6 @@ def draw_robustness(material: Material, ink: Ink):
     return figure
 
 
-def _decades(low: float, high: float) -> list[float]:
-    """The powers of ten from low to high; 1, 2 and 5 of each where there are few."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    subdivisions = (1,) if math.log10(high / low) > 2 else (1, 2, 5) if math.log10(high / low) < 1.2 else (1, 3)
-    values = [float(f"{s}e{d}") for d in decades for s in subdivisions]
-    return [value for value in values if low <= value <= high * 1.001]
-
-
 def _accuracy(axis, dataset: str, method: str, members: Sequence[Classifier], attack: str, ink: Ink) -> bool:
     """Mean and range over seeds of one method's accuracy; whether there was any."""
     curves = [m.curves[attack] for m in members if attack in m.curves]
@@ -109,9 +99,8 @@ def _accuracy(axis, dataset: str, method: str, members: Sequence[Classifier], at
     axis.plot(epsilons, accuracy.mean(0), "o-", color=color, markersize=3)
     axis.set_xscale("symlog", linthresh=smallest)
     axis.set_xlim(-smallest / 5, None)
-    axis.set_xticks([0, *_decades(smallest, epsilons[-1])], minor=False)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    few_ticks(axis.xaxis, smallest, epsilons[-1])
+    axis.set_xticks([0, *axis.get_xticks()])
     printed = paper.TABLE_2.get((dataset, method), {}).get(attack)
     if printed:
         axis.plot(printed.value, 50, "D", markerfacecolor="none", markeredgecolor=color, markersize=6.5)

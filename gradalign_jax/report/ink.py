@@ -1,5 +1,6 @@
 """How figures look, on light and on dark pages, and what a figure is."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ SYMBOLS = {
     "L_α": r"$L_\alpha$",
     "∇ℓ": r"$\nabla\ell$",
     "Δ̂x": r"$\widehat{\Delta x}$",
-    "x̂′": r"$\hat{x}\prime$",
+    "x̂′": r"$\hat{x}'$",
     "Δx": r"$\Delta x$",
     "ε50%": r"$\varepsilon_{50\%}$",
 }
@@ -99,10 +100,13 @@ def symbols(text: str) -> str:
     return re.sub(pattern, lambda found: SYMBOLS[found[0]], text)
 
 
-def few_ticks(axis: Any) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5, as plain numbers."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=6))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+def few_ticks(axis: Any, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis as plain numbers: at 1, or at 1, 2 and 5 where that leaves few."""
+    decades = math.log10(high / low)
+    subdivisions = (1,) if decades > 2 else (1, 3) if decades > 1.2 else (1, 2, 5)
+    ticks = [float(f"{s}e{d}") for d in range(math.floor(math.log10(low)), 9) for s in subdivisions]
+    axis.set_ticks([tick for tick in ticks if low <= tick <= high * 1.001])
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(ticker.NullLocator())
 
 

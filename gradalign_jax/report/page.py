@@ -49,9 +49,10 @@ def table(content: Table) -> str:
         note = f"<small>{escape(row.note)}</small>" if row.note else ""
         empty = "" if any(cell.values for cell in row.cells) else ' class="empty"'
         lines.append(f"<tr{empty}><th>{_text(row.label)}{note}</th>{''.join(map(_cell, row.cells))}</tr>")
+    narrow = ' class="narrow"' if len(content.headings) < 3 else ""
     files = " · ".join(f'<a href="{content.name}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
     return (
-        f'<section id="{content.name}"><h2>{_text(content.title)}</h2><div class="scroll"><table>'
+        f'<section id="{content.name}"><h2>{_text(content.title)}</h2><div class="scroll"><table{narrow}>'
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="legend">{_text(content.legend)} <span class="files">Files: {files}</span></p></section>'
     )

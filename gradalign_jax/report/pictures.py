@@ -43,8 +43,10 @@ def _show(axis: plt.Axes, values: np.ndarray, difference: bool, row: int, column
 
 
 def _grid(lines: Sequence[Sequence[tuple[np.ndarray | None, bool]]], titles, names, inches: float = 1.1):
-    """Lines of (image, whether it is a difference); None leaves a cell empty."""
-    columns = len(lines[0])
+    """Lines of (image, whether it is a difference); None leaves a cell empty, and a whole column of it out."""
+    kept = [j for j in range(len(lines[0])) if any(line[j][0] is not None for line in lines)]
+    lines, titles = [[line[j] for j in kept] for line in lines], [titles[j] for j in kept] if titles else ()
+    columns = len(kept)
     figure, axis = plt.subplots(figsize=(inches * columns + 0.8, inches * len(lines) + 0.3), layout="constrained")
     for i, line in enumerate(lines):
         for j, (image, difference) in enumerate(line):

@@ -266,7 +266,7 @@ def table(outcome: dict[str, Any]) -> str:
         known = paper.SIMILARITY.get(outcome["dataset"])
         lines.append(
             f"sim(Δx, Δ̂x)  here {outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f} (over images)"
-            + (f"   paper {known.value:.3f} ± {known.sd:.3f}" if known else "")
+            + (f"   paper {known[0]:.3f} ± {known[1]:.3f}" if known else "")
         )
     lines.append(f"x̂′ that the critic calls the other class: {outcome['moved']:.1%}")
     return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

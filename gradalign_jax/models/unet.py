@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from gradalign_jax.models.conv import conv
@@ -85,16 +84,20 @@ def max_pool(x: Array) -> Array:
 
 def upsample(x: Array) -> Array:
     """Doubles height and width bilinearly, corners on corners (PyTorch's align_corners=True)."""
-    for axis in (1, 2):
-        weights = jnp.asarray(_interpolation(x.shape[axis]), x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis)), 0, axis)
-    return x
+    return _double(_double(x, axis=1), axis=2)
 
 
-def _interpolation(size: int) -> np.ndarray:
-    """The matrix [2 size, size] that interpolates linearly at 2 size points from the first to the last."""
-    place = np.linspace(0, size - 1, 2 * size)
-    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)))
+def _double(x: Array, axis: int) -> Array:
+    # Output j lies at j (n - 1) / (2n - 1): j = 2i just before input i, j = 2i + 1 just after it.
+    size = x.shape[axis]
+    shape = [-1 if a == axis else 1 for a in range(x.ndim)]
+    before = (jnp.arange(size, dtype=x.dtype) / (2 * size - 1)).reshape(shape)
+    after = jnp.flip(before, axis)
+    first, last = (jax.lax.slice_in_dim(x, at, at + 1, axis=axis) for at in (0, size - 1))
+    left = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
+    right = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
+    pairs = jnp.stack([before * left + (1 - before) * x, after * right + (1 - after) * x], axis=axis + 1)
+    return pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
 
 
 def create(

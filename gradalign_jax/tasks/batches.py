@@ -15,7 +15,7 @@ _DRAWN = {"validation": 200, "test": 1000}  # examples of a data set that is dra
 def load(config: ConfigDict) -> data.Dataset:
     """The configured data set, on the host."""
     section = config.data
-    options = {key: section[key] for key in ("folder", "table") if section.get(key)}
+    options = {key: section[key] for key in ("folder", "table") if key in section}
     return data.load(
         section.name,
         data_dir=section.dir or None,

@@ -34,8 +34,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         print(f"gradalign_jax: {error}", file=sys.stderr)
         return 2
-    jobs, left_out = available(jobs, scale)
-    jobs = [with_weights(job, arguments.pretrained) for job in jobs]
+    jobs, left_out = available([with_inputs(job, arguments.pretrained, arguments.films) for job in jobs], scale)
     for reason in left_out:
         print(f"# {reason}", file=sys.stderr)
     root = Path(arguments.root or f"runs/{'mini' if arguments.scale == 'mini' else 'paper'}")
@@ -60,6 +59,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--table", default="", help="1, 2, 3, 3.2 or S2, with what it needs; default: all")
     parser.add_argument("--generators", type=int, default=0, help="estimates of Δx a data set; default: the scale's")
     parser.add_argument("--pretrained", default="", help="ImageNet weights for the runs that start from them")
+    parser.add_argument("--films", default="", help="folder of chest radiographs for copd, with its metadata.csv")
     parser.add_argument("--root", default="", help="directory of the runs; default: runs/paper or runs/mini")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--run", action="store_true", help="run here what is not finished, then write the report")
@@ -86,7 +86,9 @@ def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
 
     for job in jobs:
         absent = {key: name for key, name in job.uses.items() if name not in kept}
-        if job.dataset in REAL and not real:
+        if job.dataset == "copd" and "data.folder" not in job.overrides:
+            tell("chest radiographs are one's own: give --films=DIR", "copd")
+        elif job.dataset in REAL and not real:
             tell("TFDS_DATA_DIR is not set, so the mini paper keeps to the synthetic sets", job.dataset)
         elif paper_plan.configured(job, scale) is None:
             tell("there is no such config", f"{job.dataset}:{job.task}")
@@ -99,11 +101,14 @@ def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
     return list(kept.values()), [f"left out, {reason}: {', '.join(kinds)}" for reason, kinds in reasons.items()]
 
 
-def with_weights(job: Job, pretrained: str) -> Job:
-    """The job with ImageNet weights, where the paper's starts from them."""
-    if not pretrained or job.dataset not in paper_plan.IMAGENET or job.task not in (*paper_plan.METHODS, "vrgan"):
-        return job
-    return job._replace(overrides={**job.overrides, "model.pretrained": pretrained})
+def with_inputs(job: Job, pretrained: str, films: str) -> Job:
+    """The job with ImageNet weights, where the paper's starts from them, and with the folder of radiographs."""
+    own = {}
+    if pretrained and job.dataset in paper_plan.IMAGENET and job.task in (*paper_plan.METHODS, "vrgan"):
+        own["model.pretrained"] = pretrained
+    if films and job.dataset == "copd":
+        own["data.folder"] = films
+    return job._replace(overrides={**job.overrides, **own})
 
 
 def finished(root: Path, job: Job) -> Mapping | None:

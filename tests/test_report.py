@@ -403,7 +403,10 @@ def test_a_filter_keeps_what_is_needed_and_nothing_else():
 @pytest.mark.parametrize("scale", paper_plan.SCALES.values(), ids=list(paper_plan.SCALES))
 def test_every_command_is_a_config_that_passes_its_check(scale, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    jobs, _ = launcher.available(paper_plan.plan(scale), scale)
+    films = tmp_path / "films"
+    films.mkdir()
+    jobs, _ = launcher.available([launcher.with_inputs(j, "", str(films)) for j in paper_plan.plan(scale)], scale)
+    assert {job.dataset for job in jobs} >= {*paper.DATASETS}
     assert {job.task for job in jobs} >= {*paper.METHODS, "vrgan"}
     for job in jobs:
         for name in job.needs:
@@ -431,6 +434,7 @@ def test_the_mini_paper_keeps_to_synthetic_sets_without_data(monkeypatch):
     jobs, reasons = launcher.available(paper_plan.plan(paper_plan.MINI), paper_plan.MINI)
     assert {job.dataset for job in jobs} <= {"spheres", "squares", "squares32"}
     assert any("TFDS_DATA_DIR" in reason and "mnist35" in reason for reason in reasons)
+    assert any("--films" in reason and "copd" in reason for reason in reasons)
 
 
 def made(job, root, status=0):

@@ -10,8 +10,8 @@ from gradalign_jax import paper
 
 # Keys that tell neither what was trained nor what was measured: runs that differ in these alone are one row.
 _APART = {
-    *("seed", "devices", "data.dir", "data.cache", "train.log_every", "train.checkpoint_minutes"),
-    *("evaluate.block", "evaluate.same_generator", "evaluate.cw_images", "classifier"),
+    *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.checkpoint_minutes"),
+    *("train.log_every", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images", "classifier"),
 }
 _SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store")
 # Keys that `departures` puts into words.

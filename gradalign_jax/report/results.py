@@ -10,29 +10,15 @@ from gradalign_jax import paper
 
 # Keys that tell neither what was trained nor what was measured: runs that differ in these alone are one row.
 _APART = {
-    *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.checkpoint_minutes"),
-    *("train.log_every", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images", "classifier"),
+    *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.log_every", "classifier"),
+    *("train.checkpoint_minutes", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images"),
 }
 _SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store")
 # Keys that `departures` puts into words.
 TOLD = {
-    *(
-        "train.epochs",
-        "train.steps_per_epoch",
-        "data.limit",
-        "evaluate.images",
-        "attack.steps",
-        "attack.training_dtype",
-    ),
-    *(
-        "evaluate.square_queries",
-        "evaluate.square_images",
-        "attack.clip",
-        "model.pretrained",
-        "validate.epsilons",
-        "evaluate.linf_epsilons",
-        "evaluate.l2_epsilons",
-    ),
+    *("train.epochs", "train.steps_per_epoch", "data.limit", "model.pretrained", "validate.epsilons"),
+    *("attack.steps", "attack.training_dtype", "attack.clip"),
+    *(f"evaluate.{key}" for key in ("images", "linf_epsilons", "l2_epsilons", "square_queries", "square_images")),
 }
 _QUERIES = 5000  # of Square Attack
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # start from ImageNet weights in the paper

@@ -99,7 +99,7 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.attack.step_size = 0.02  # η
     config.attack.steps = 40  # k
     config.attack.loss = "margin"  # margin | cross_entropy
-    config.attack.training_dtype = "float32"  # or bfloat16: kernels that pgd training's attack sees, nothing else
+    config.attack.training_dtype = "bfloat16"  # or float32: kernels that pgd training's attack sees, nothing else
     config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's own range where wider
 
     config.validate = ConfigDict()

@@ -30,13 +30,13 @@ def _text(text: str) -> str:
     return re.sub(r"(ᾱ|L|Ψ)_(Δx|c̃|c\*|m\(x\)|[xyαc])", r"\1<sub>\2</sub>", escape(text))
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, judged: bool) -> str:
     if not cell.values:
         printed = f'<span class="paper">{escape(cell.theirs())}</span>' if cell.printed else ""
         return f'<td class="missing"><span class="ours">missing</span>{printed}</td>'
     grade = "" if cell.z is None else (" near" if abs(cell.z) <= 2 else " off" if abs(cell.z) <= 4 else " far")
     mean, _, n = cell.ours().rpartition(" (")
-    distance = f'<span class="z{grade}">{escape(cell.distance())}</span>'
+    distance = f'<span class="z{grade}">{escape(cell.distance())}</span>' if judged else ""
     printed = f'<span class="paper">{escape(cell.theirs())}</span>'
     return f'<td><span class="ours">{escape(mean)}<small> n={n[:-1]}</small></span>{printed}{distance}</td>'
 
@@ -44,11 +44,13 @@ def _cell(cell: Cell) -> str:
 def table(content: Table) -> str:
     """A table; rows without any measurement are set small."""
     head = "".join(f"<th>{_text(heading)}</th>" for heading in content.headings)
+    judged = any(cell.z is not None for row in content.rows for cell in row.cells)
     lines = []
     for row in content.rows:
         note = f"<small>{escape(row.note)}</small>" if row.note else ""
+        cells = "".join(_cell(cell, judged) for cell in row.cells)
         empty = "" if any(cell.values for cell in row.cells) else ' class="empty"'
-        lines.append(f"<tr{empty}><th>{_text(row.label)}{note}</th>{''.join(map(_cell, row.cells))}</tr>")
+        lines.append(f"<tr{empty}><th>{_text(row.label)}{note}</th>{cells}</tr>")
     narrow = ' class="narrow"' if len(content.headings) < 3 else ""
     files = " · ".join(f'<a href="{content.name}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
     return (

@@ -190,7 +190,7 @@ def departures(run: Run) -> list[str]:
         found.append(f"{run.setting('attack.steps')} attack steps of 40")
     if run.dataset in _PRETRAINED and run.setting("model.pretrained") == "":
         found.append("from scratch, not ImageNet weights")
-    if run.setting("attack.training_dtype", "float32") != "float32":
+    if run.result.get("method") == "pgd" and run.setting("attack.training_dtype", "float32") != "float32":
         found.append(f"attack of training in {run.setting('attack.training_dtype')}")
     queries, images = run.setting("evaluate.square_queries", 0), run.setting("evaluate.square_images", 0)
     if queries and queries != _QUERIES:

@@ -82,12 +82,14 @@ MINI = Scale(
     evaluated=1,
     scatter=50,
     overrides={
-        "spheres:": {"evaluate.images": 200},
-        "spheres:baseline": {"train.epochs": 2, "train.steps_per_epoch": 500},
-        "spheres:align": {"train.epochs": 2, "train.steps_per_epoch": 500},
-        "spheres:pgd": {"train.epochs": 2, "train.steps_per_epoch": 100},
-        "mnist:": {"attack.steps": 3},
-        "cifar10:": {"attack.steps": 2, "evaluate.images": 8, "validate.images": 8, "evaluate.block": 8},
+        "spheres:vrgan": {"train.epochs": 2, "train.steps_per_epoch": 300},
+        "spheres:": {"train.epochs": 2, "train.steps_per_epoch": 400, "evaluate.images": 100, "attack.steps": 20},
+        "spheres:pgd": {"train.steps_per_epoch": 100},
+        "mnist:": {"data.limit": 64, "attack.steps": 3},
+        "mnist:project": {"data.limit": 64},
+        "cifar10:": {"data.limit": 64, "attack.steps": 2, "validate.images": 8, "evaluate.images": 8},
+        "cifar10:project": {"data.limit": 64},
+        "squares32:project": {"data.limit": 64},
     },
 )
 SCALES = {"full": FULL, "mini": MINI}

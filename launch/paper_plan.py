@@ -59,7 +59,7 @@ class Scale(NamedTuple):
     series: int  # seeds at each of them
     evaluated: int  # seeds that Square Attack measures
     scatter: int  # images of Figure 7, under Carlini and Wagner's attack, of the first seed
-    overrides: Mapping[str, Mapping[str, Any]]  # by "dataset:task", ":task" or "dataset:"
+    overrides: Mapping[str, Mapping[str, Any]]  # by "dataset:task"; "dataset:classifier" is about all three
 
 
 FULL = Scale(
@@ -83,11 +83,16 @@ MINI = Scale(
     scatter=50,
     overrides={
         "spheres:vrgan": {"train.epochs": 2, "train.steps_per_epoch": 300},
-        "spheres:": {"train.epochs": 2, "train.steps_per_epoch": 400, "evaluate.images": 100, "attack.steps": 20},
+        "spheres:classifier": {
+            "train.epochs": 2,
+            "train.steps_per_epoch": 400,
+            "evaluate.images": 100,
+            "attack.steps": 20,
+        },
         "spheres:pgd": {"train.steps_per_epoch": 100},
-        "mnist:": {"data.limit": 64, "attack.steps": 3},
+        "mnist:classifier": {"data.limit": 64, "attack.steps": 3},
         "mnist:project": {"data.limit": 64},
-        "cifar10:": {"data.limit": 64, "attack.steps": 2, "validate.images": 8, "evaluate.images": 8},
+        "cifar10:classifier": {"data.limit": 64, "attack.steps": 2, "validate.images": 8, "evaluate.images": 8},
         "cifar10:project": {"data.limit": 64},
         "squares32:project": {"data.limit": 64},
     },
@@ -96,11 +101,9 @@ SCALES = {"full": FULL, "mini": MINI}
 
 
 def _job(scale: Scale, dataset: str, what: str, task: str, seed: int, tables: Iterable[str], uses=None, **own) -> Job:
-    changed = {"seed": seed, **own}
-    for key in (f":{task}", f"{dataset}:", f"{dataset}:{task}"):
-        shared = scale.overrides.get(key, {})
-        known = task in METHODS or key.endswith(task)  # "dataset:" is about its classifiers
-        changed |= shared if known else {}
+    kind = "classifier" if task in METHODS else task
+    shared = {k: v for key in (kind, task) for k, v in scale.overrides.get(f"{dataset}:{key}", {}).items()}
+    changed = {"seed": seed, **own, **shared}
     return Job(f"{dataset}/{what}/seed{seed}", task, changed, uses or {}, frozenset(tables))
 
 

@@ -314,6 +314,18 @@ def test_notes_are_escaped_and_damage_is_named(whole):
     assert "python -m gradalign_jax.main --config=x" in page
 
 
+def test_nulls_and_broken_pictures_are_missing_and_nothing_worse(tmp_path):
+    names = ("seed", "accuracy", "epsilon_half", "curves", "seconds", "notes", "versions", "config", "linearity")
+    nulls = dict.fromkeys((*names, "similarity", "norms", "devices", "warnings", "alpha_x"))
+    for task in (*paper.METHODS, "vrgan", "project", "evaluate"):
+        own = {"method": task} if task in paper.METHODS else {"task": task, "method": None}
+        folder = write(tmp_path / task, {"dataset": "squares32", **nulls, **own})
+        (folder / "pictures.npz").write_bytes(b"PK broken")
+    linearity = {"linearity": {"approximated": [0.1, -0.2], "carlini_wagner": [0.1, None]}}
+    write(tmp_path / "other", {"dataset": "of one's own", **nulls, "method": "pgd", **linearity})
+    assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
+
+
 def test_a_figure_without_runs_says_what_it_takes(tmp_path):
     classifier(tmp_path / "a")
     assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0

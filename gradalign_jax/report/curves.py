@@ -163,11 +163,11 @@ def draw_linearity(material: Material, ink: Ink):
                 found[dataset, method] = points
     if not found:
         return None
-    datasets = sorted({dataset for dataset, _ in found}, key=list(NAMES).index)
+    datasets = [name for name in _present(material) if any((name, method) in found for method in METHODS)]
     figure, axes = panels(len(datasets), len(METHODS), 2.7, 2.6)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, method in zip(line, METHODS, strict=True):
-            axis.set_title(f"{NAMES[dataset]} · {symbols(METHODS[method])}")
+            axis.set_title(f"{NAMES.get(dataset, dataset)} · {symbols(METHODS[method])}")
             if (dataset, method) not in found:
                 axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", color=ink.faint)
                 axis.set(xticks=[], yticks=[])

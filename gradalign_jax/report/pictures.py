@@ -5,6 +5,7 @@ vrgan run's holds `image`, `label`, `estimate` (Δ̂x) and, where it is known, `
 `label` and `projected` (x̂′ of every class, [N, K, ...]) and, where it is known, `delta_x`.
 """
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def load(folder: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(folder / "pictures.npz") as file:
             return {name: np.asarray(file[name]) for name in file.files}
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
 
 

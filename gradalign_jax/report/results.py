@@ -43,7 +43,7 @@ class Run(NamedTuple):
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return self.result.get("seed", self.setting("seed", 0))
+        return next((seed for seed in (self.result.get("seed"), self.setting("seed")) if isinstance(seed, int)), 0)
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """A key of the run's config, or `default`."""

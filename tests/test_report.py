@@ -485,7 +485,7 @@ def test_hours_come_from_finished_runs_then_given_speeds_then_the_paper(tmp_path
     assert found["spheres:align"] == (0.5, "given")
     assert found["spheres:pgd"] == (15.4, "paper's GPUs")
     text = launcher.estimate(jobs, tmp_path, {"spheres:align": 0.5})
-    left = 2.0 + 2 * 0.5 + 4 * 15.4 + 2 * 3.0  # one baseline, two align, four pgd, two generators
+    left = 2.0 + 2 * 0.5 + 4 * 15.4 + 3.0  # one baseline, two align, four pgd, one generator
     assert f"{left:.4g} hours left" in text
 
 

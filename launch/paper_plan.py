@@ -86,6 +86,11 @@ MINI = Scale(
     scatter=50,
     overrides={
         "spheres:vrgan": {"train.epochs": 2, "train.steps_per_epoch": 300},
+        "squares:vrgan": {
+            **{"train.batch_size": 2, "train.epochs": 1, "train.steps_per_epoch": 6, "generator.width": 4},
+            **{"validate.images": 4, "evaluate.images": 8, "evaluate.block": 4},
+        },
+        "squares:classifier": {"train.epochs": 1, "validate.images": 4, "attack.steps": 2},
         "spheres:classifier": {
             "train.epochs": 2,
             "train.steps_per_epoch": 400,

@@ -6,7 +6,9 @@ which no classifier can go beyond, so there the list is ε/8 ... ε.
 """
 
 import importlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 METHODS = ("baseline", "align", "pgd")
@@ -21,6 +23,7 @@ IMAGENET = ("squares", "mnist35", "copd", "mnist")  # classifiers and critics st
 # Config keys by which a run names another one's directory.
 GAN_OF_PROJECT = "project.generator"
 CLASSIFIER_OF_EVALUATE = "classifier"
+_CONFIGS = os.path.relpath(Path(__file__).resolve().parents[1] / "configs")  # from where the command is typed
 
 
 def epsilons(dataset: str) -> tuple[float, ...]:
@@ -223,7 +226,7 @@ def command(job: Job, scale: Scale, root: str, extra: Iterable[str] = ()) -> lis
     """The job as a command line, without the interpreter."""
     values = {**job.overrides, **{key: f"{root}/{name}" for key, name in job.uses.items()}}
     return [
-        *("-m", "gradalign_jax.main", f"--config=configs/{job.dataset}.py:{job.task}{scale.flag}"),
+        *("-m", "gradalign_jax.main", f"--config={_CONFIGS}/{job.dataset}.py:{job.task}{scale.flag}"),
         *(f"--config.{key}={value}" for key, value in values.items()),
         *extra,
         f"--workdir={root}/{job.name}",

@@ -133,7 +133,7 @@ def evaluate(
         black_box=square.parts(queries, bounds=bounds) if black_box else None,
         nearest=cw.make(bounds=bounds),
     )
-    nothing = parallel.replicate({"": np.zeros(1)}, on)  # jax.pmap mistakes the axes of what follows an empty tree
+    nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     points = measurements.schedule(evaluation, nothing, plan)
     with tqdm(points, unit="point", dynamic_ncols=True, disable=None) as bar:
         values = measurements.gather((point, point.compute()) for point in bar)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checko
 from gradalign_jax import training, weights
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import Split, pipeline
-from gradalign_jax.tasks import batches, classifier
+from gradalign_jax.tasks import batches, testing
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     variables, described = weights.read(Path(arguments.directory) / "classifier.safetensors")
     config = ConfigDict(described["config"])
     dataset = batches.load(config)
-    model = classifier.create_classifier(config, dataset)
+    model = testing.create_classifier(config, dataset)
     split = batches.split(config, dataset, "test", jax.random.key(0))
     batch = pipeline.gather(
         Split(*(jnp.asarray(rows[: arguments.images]) for rows in split)), jnp.arange(arguments.images)

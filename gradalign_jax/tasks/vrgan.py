@@ -231,6 +231,9 @@ class VRGANRun:
             vectors["Δx"] = self.dataset.delta_x(image, label, 1 - label, index)
         order = ["x", *vectors, "x̂′"]
         figures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
+        pictures = {"image": image, "label": label, "estimate": residual}
+        pictures |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
+        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
 
     def run(self) -> dict[str, Any]:
         """Trains, selects, saves the generator, measures it; returns the content of result.json."""

@@ -1,11 +1,15 @@
 """Square Attack against an independent NumPy implementation, and its driver against the attack in one piece."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradalign_jax import data, models, parallel
 from gradalign_jax.attacks import square
+from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.types import Classifier
 
 SHAPE = (8, 9, 2)
 RNG = np.random.default_rng(0)
@@ -221,6 +225,33 @@ def test_epsilon_is_traced_and_vectors_are_pictures():
     fooled = [float((linear(attack(e)).argmax(-1) != label).mean()) for e in (0.001, 0.01, 0.5)]
     assert len(traces) == 1
     assert fooled[0] < fooled[-1] == 1
+
+
+def test_a_large_set_does_not_depend_on_devices():
+    """Blocks of survivors over 1 and 3 devices, against every pair searched to the end in blocks of that shape."""
+    classifier = models.create("mlp", hidden=(16,), input_size=144)
+    flat = Classifier(classifier.init, lambda v, x, train=False: classifier.apply(v, x.reshape(len(x), -1)))
+    variables, (image, _) = flat.init(jax.random.key(0)), images(20)
+    label = np.asarray(flat.apply(variables, image)[0]).argmax(-1).astype(np.int32)
+    split, epsilons, key = (
+        data.Split(image, label, np.arange(20, dtype=np.int32)),
+        (0.003, 0.01, 0.03),
+        jax.random.key(1),
+    )
+    found = []
+    for devices in (1, 3):
+        on = parallel.devices(devices, 3)
+        evaluation = Evaluation(
+            flat, split, on=on, block=8, key=key, attacks={}, delta_x=None, black_box=square.parts(60)
+        )
+        found.append(evaluation.square(parallel.replicate(variables, on), epsilons, 60))
+    chex.assert_trees_all_equal(*found)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(20))
+    logits_fn = lambda x: flat.apply(variables, x)[0]  # noqa: E731
+    attack = jax.jit(lambda e: square.make(60)(logits_fn, keys, image, label, e))
+    alone = np.stack([np.asarray(logits_fn(attack(e))).argmax(-1) != label for e in epsilons])
+    assert 3 < alone.sum() < 57
+    assert (alone != found[0]["fooled"]).sum() <= 1  # 20 rows at once round differently from blocks of 8
 
 
 @pytest.mark.parametrize("arguments", [{"queries": 0}, {"initial_fraction": 1.5}, {"bounds": (1.0, 0.0)}], ids=str)

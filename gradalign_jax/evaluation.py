@@ -126,9 +126,9 @@ class Evaluation:
     ) -> np.ndarray:
         """The class each image is taken for after an attack of size ε, int `[n]`; no attack at ε = 0."""
         if epsilon == 0:
-            return self.over_blocks(self._clean, variables, self._rows(part))
+            return self._over_blocks(self._clean, variables, self._rows(part))
         values = (np.float32(epsilon), np.float32(step_size))
-        return self.over_blocks(self._attacked[attack], variables, self._rows(part), *values)
+        return self._over_blocks(self._attacked[attack], variables, self._rows(part), *values)
 
     def errors(self, variables: Variables, attack: str, epsilon: float, step_size: float) -> np.ndarray:
         """Which images are misclassified after an attack of size ε, bool `[N]`."""
@@ -136,11 +136,11 @@ class Evaluation:
 
     def alignments(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
         """All of `alignment.measure`, and whether the loss's gradient is zero (`zero_gradient`), `[n]` each."""
-        return self.over_blocks(self._aligned, variables, self._rows(part), self._estimate)
+        return self._over_blocks(self._aligned, variables, self._rows(part), self._estimate)
 
     def by_class(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
         """All of `alignment.by_class`, `[n, K]` each."""
-        return self.over_blocks(self._by_class, variables, self._rows(part), self._estimate)
+        return self._over_blocks(self._by_class, variables, self._rows(part), self._estimate)
 
     def square(
         self,
@@ -161,11 +161,11 @@ class Evaluation:
         }
 
         def start(pairs):
-            return self.over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
+            return self._over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
 
         def search(pairs, state, first, last):
             chosen = {name: leaf[pairs] for name, leaf in rows.items()} | {"state": state}
-            return self.over_blocks(self._search, variables, chosen, np.int32(first), np.int32(last))
+            return self._over_blocks(self._search, variables, chosen, np.int32(first), np.int32(last))
 
         state = square.run(start, search, len(rows["place"]), queries, tick)
         shape = (len(epsilons), len(place))

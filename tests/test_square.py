@@ -235,7 +235,7 @@ def test_a_large_set_does_not_depend_on_devices():
     label = np.asarray(flat.apply(variables, image)[0]).argmax(-1).astype(np.int32)
     split, epsilons, key = (
         data.Split(image, label, np.arange(20, dtype=np.int32)),
-        (0.003, 0.01, 0.03),
+        (0.05, 0.2, 0.5),
         jax.random.key(1),
     )
     found = []

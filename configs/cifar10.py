@@ -11,7 +11,7 @@ from configs import common
 
 def get_config(argument: str | None = None):
     """baseline | align | pgd | evaluate, and smoke."""
-    task, smoke = common.parse(argument, common.CLASSIFIER_TASKS)
+    task, smoke = common.parse(argument, common.MULTICLASS)
     model = {"name": "resnet", "channels": 3, "stem": "cifar", "frozen_norm": False, "input_mapping": "unit"}
     config = common.classifier("cifar10", task, dimensions=32 * 32 * 3, model=model)
     config.attack.loss = "cross_entropy"

@@ -87,6 +87,7 @@ STEPS = {
     "mnist": 843 * 30,
     "cifar10": 351 * 100,
 }
+GAN_ITERATIONS = {"squares32": 25_000, "mnist": 125_000, "cifar10": 125_000}  # the authors' code
 # Table S1: average hours of a run on a Titan V, Titan RTX or V100 that it often shared
 _TABLE_S1 = """
 spheres    2.3   3     6.2   15.4  .3

@@ -201,6 +201,13 @@ def test_generators_fill_table_1_and_section_3_2(tmp_path):
     assert cell_of(tables.table_1(runs), "delta", "1").ours() == "0.320 ± 0.000 (2)"
     assert cell_of(tables.table_1(runs), "similarity", "0").values == (0.8, 0.8)
     assert cell_of(tables.table_1(runs), "other", "0").ours() == "missing"
+    short = {"task": "vrgan", "train": {"epochs": 1, "steps_per_epoch": 2}}
+    full = {"task": "vrgan", "train": {"epochs": 80, "steps_per_epoch": 10_000}}
+    for name, config, similarity in (("short", short, 0.1), ("full", full, 0.88)):
+        result = {"dataset": "squares32", "task": "project", "similarity": {"mean": similarity}, "config": config}
+        write(tmp_path / name, {**result, "dataset": "squares", "task": "vrgan"})
+    longest, _ = found_in(tmp_path)
+    assert cell_of(tables.similarities(longest), "similarity", "squares").values == (0.88,)
     cell = cell_of(tables.similarities(runs), "similarity", "spheres")
     pooled = (0.0008 + 4 * 0.019**2) / 5
     assert cell.z == pytest.approx(-0.004 / math.sqrt(pooled * 0.7 + 0.0005**2 / 3))

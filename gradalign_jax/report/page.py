@@ -131,7 +131,7 @@ def _provenance(runs: Sequence[Run], root: Path) -> str:
         what = METHODS.get(method, method or "") + (" · evaluate" if run.task == "evaluate" else "")
         what = what if run.task in ("classifier", "evaluate") else run.task
         epsilon = run.setting("attack.epsilon") if method == "pgd" else None
-        how = "; ".join(results.departures(run)) if run.task == "classifier" else ""
+        how = "; ".join(results.departures(run))
         devices = run.result.get("devices") or []
         count = f"{len(devices)} × " if len(devices) > 1 else ""
         command = run.path / "command.txt"

@@ -13,7 +13,11 @@ _APART = {
     *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.log_every", "classifier"),
     *("train.checkpoint_minutes", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images"),
 }
-_SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store")
+# Keys that name other runs' directories: only whether they do counts.
+_SOURCES = (
+    *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
+    "gan.classifier",
+)
 # Keys that `departures` puts into words.
 TOLD = {
     *("train.epochs", "train.steps_per_epoch", "data.limit", "model.pretrained", "validate.epsilons"),
@@ -167,7 +171,9 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def steps(run: Run) -> int | None:
-    """Training steps of a classifier run, where its config tells."""
+    """Training steps of a run, where its config tells."""
+    if run.task == "gan":
+        return run.setting("gan.iterations")
     epochs, length = run.setting("train.epochs"), run.setting("train.steps_per_epoch")
     if not epochs or length is None:
         return None
@@ -177,11 +183,13 @@ def steps(run: Run) -> int | None:
 
 
 def departures(run: Run) -> list[str]:
-    """In what a classifier run or an evaluation differs from the paper's, as far as its config tells."""
+    """In what a run differs from the paper's, as far as its config tells; each a few words."""
     found = []
-    ours, theirs = steps(run), paper.STEPS.get(run.dataset)
-    if ours and theirs and ours != theirs:
+    theirs = (paper.GAN_ITERATIONS if run.task == "gan" else paper.STEPS).get(run.dataset)
+    if theirs and (ours := steps(run)) and ours != theirs:
         found.append(f"{ours:,} steps of {theirs:,}")
+    if (projected := run.setting("project.steps")) and list(projected) != [600, 150]:
+        found.append(f"{sum(projected):,} steps of 750")
     if run.setting("data.limit"):
         found.append(f"{run.setting('data.limit'):,} images a split")
     if run.setting("evaluate.images"):

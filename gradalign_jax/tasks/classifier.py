@@ -87,8 +87,8 @@ class ClassifierRun:
         self.key = jax.random.key(config.seed)
         self.classifier = create_classifier(config, self.dataset)
         self.bounds = attack_bounds(config, self.dataset)
-        self.delta_x = estimates.load(config.delta_x, self.dataset) if config.method == "align" else None
-        self.measuring = estimates.load(config.evaluate, self.dataset)
+        self.delta_x = estimates.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
+        self.measuring = estimates.load(config.evaluate, self.dataset, "test", config.evaluate.images)
         self.notes = list(self.dataset.notes)
 
     def _steps_per_epoch(self) -> int:

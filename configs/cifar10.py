@@ -10,8 +10,10 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd, and smoke."""
-    method, smoke = common.parse(argument, common.METHODS)
+    """baseline | align | pgd | gan, and smoke."""
+    method, smoke = common.parse(argument, (*common.METHODS, "gan"))
+    if method == "gan":
+        return common.gan("cifar10", smoke=smoke)
     model = {"name": "resnet", "channels": 3, "stem": "cifar", "frozen_norm": False, "input_mapping": "unit"}
     config = common.classifier("cifar10", method, dimensions=32 * 32 * 3, model=model)
     config.optimizer.name = "sgd"

@@ -11,7 +11,7 @@ import math
 
 from ml_collections import ConfigDict
 
-METHODS = ("baseline", "align", "pgd")
+METHODS = ("baseline", "align", "pgd")  # of training a classifier
 
 # Every option of a model's `create`, at its default.
 MODELS = {
@@ -112,6 +112,44 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.evaluate.store = ""
     config.evaluate.same_generator = False  # allow the one that trained
     config.evaluate.l2_step_size = 0.02 * math.sqrt(dimensions)  # η∞ √n
+    return config
+
+
+def gan(dataset: str, iterations: int = 125_000, smoke: bool = False) -> ConfigDict:
+    """The keys of a conditional GAN's run, with the authors' values."""
+    config = base(dataset, "gan")
+    config.optimizer = ConfigDict()  # Adam, for either network
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.b1 = 0.0
+    config.optimizer.b2 = 0.999
+
+    config.train = ConfigDict()
+    config.train.batch_size = 50  # over all devices, of each step of the discriminator and of the generator
+    config.train.log_every = 50  # iterations, rounded down to a divisor of sample_every and of the data's epoch
+    config.train.checkpoint_minutes = 5.0  # besides the one with every picture
+
+    config.gan = ConfigDict()
+    config.gan.width = 256  # channels of both networks
+    config.gan.latent_dim = 128
+    config.gan.iterations = iterations  # one step of the generator each
+    config.gan.d_steps = 4  # of the discriminator before each step of the generator
+    config.gan.feature_matching = 1.0  # weight in the generator's loss
+    config.gan.hinge = 0.05  # likewise
+    config.gan.ema_decay = 0.9999  # of the averaged generator that is kept beside the raw one
+    config.gan.ema_start = 1000  # iteration before which the average is a copy
+    config.gan.dtype = "float32"  # or bfloat16: kernels in products of training; sums and weights stay in float32
+    config.gan.use_validation = True  # train on the classifier's validation split as well (the authors)
+    config.gan.sample_every = 1000  # iterations between pictures; divides `iterations`
+    config.gan.sample_columns = 10  # samples of each class in a picture
+    config.gan.check_images = 100  # samples of each class, for the check at the end
+    config.gan.classifier = ""  # directory of a finished classifier run, for that check
+    if smoke:
+        config.data.limit = 1000
+        config.train.log_every = 5
+        config.gan.width = 16
+        config.gan.iterations = 40
+        config.gan.sample_every = 20
+        config.gan.check_images = 50
     return config
 
 

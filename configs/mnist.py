@@ -10,8 +10,10 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd, and smoke."""
-    method, smoke = common.parse(argument, common.METHODS)
+    """baseline | align | pgd | gan, and smoke."""
+    method, smoke = common.parse(argument, (*common.METHODS, "gan"))
+    if method == "gan":
+        return common.gan("mnist", smoke=smoke)
     model = {"name": "resnet", "channels": 1, "input_mapping": "unit"}
     config = common.classifier("mnist", method, dimensions=28 * 28, model=model)
     config.optimizer.b1, config.optimizer.b2 = 0.5, 0.999

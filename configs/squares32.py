@@ -9,8 +9,12 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd, and smoke."""
-    method, smoke = common.parse(argument, common.METHODS)
+    """baseline | align | pgd | gan, and smoke."""
+    method, smoke = common.parse(argument, (*common.METHODS, "gan"))
+    if method == "gan":
+        config = common.gan("squares32", iterations=25_000, smoke=smoke)
+        config.gan.use_validation = False  # drawn apart; the authors train on the 10,000 alone
+        return config
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "unit"}
     config = common.classifier("squares32", method, dimensions=32 * 32, model=model)
     config.attack.epsilon = 0.2

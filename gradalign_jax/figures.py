@@ -1,4 +1,4 @@
-"""Pictures of a classifier run: error over ε, and input gradients beside the images they belong to."""
+"""Pictures of a run: error over ε, input gradients beside the images they belong to, and rows of images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,3 +54,12 @@ def draw_gradients(path: Path, image: Any, gradient: Any, delta_x: Any | None) -
                 axis.imshow(picture[..., 0], cmap=colours, vmin=-limit, vmax=limit)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def draw_mosaic(path: Path, rows: Any, gap: int = 2) -> None:
+    """Images `[rows, columns, H, W, C]` in [-1, 1] pixel by pixel, with gaps between them."""
+    rows = np.pad(np.asarray(rows, np.float32), ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1)
+    height, width = rows.shape[0] * rows.shape[2], rows.shape[1] * rows.shape[3]
+    mosaic = rows.transpose(0, 2, 1, 3, 4).reshape(height, width, rows.shape[-1])
+    mosaic = np.broadcast_to(mosaic, (height, width, 3))[gap:, gap:]
+    plt.imsave(path, np.clip(mosaic / 2 + 0.5, 0, 1))

@@ -59,7 +59,27 @@ _CLASSIFIER = {
     "evaluate.l2_epsilons": _GRID,
     "evaluate.l2_step_size": _POSITIVE,
 }
-TASKS = {"classifier": _CLASSIFIER}
+_GAN = {
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.b1": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "optimizer.b2": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "train.batch_size": _COUNT,
+    "train.log_every": _COUNT,
+    "train.checkpoint_minutes": _POSITIVE,
+    "gan.width": _COUNT,
+    "gan.latent_dim": _COUNT,
+    "gan.iterations": _COUNT,
+    "gan.d_steps": _COUNT,
+    "gan.feature_matching": _ZERO_OR_MORE,
+    "gan.hinge": _ZERO_OR_MORE,
+    "gan.ema_decay": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "gan.ema_start": _ZERO_OR_MORE,
+    "gan.dtype": _one_of("float32", "bfloat16"),
+    "gan.sample_every": _COUNT,
+    "gan.sample_columns": _COUNT,
+    "gan.check_images": ("must be >= 2", lambda v: v >= 2),
+}
+TASKS = {"classifier": _CLASSIFIER, "gan": _GAN}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -127,8 +147,21 @@ def _check_classifier(config: ConfigDict) -> None:
         )
 
 
+def _check_gan(config: ConfigDict) -> None:
+    _check_devices(config)
+    if config.gan.iterations % config.gan.sample_every:
+        raise ValueError(
+            f"config.gan.iterations={config.gan.iterations} is no multiple of config.gan.sample_every="
+            f"{config.gan.sample_every}: change one of them"
+        )
+    if config.gan.classifier and not os.path.isdir(config.gan.classifier):
+        raise ValueError(
+            f"config.gan.classifier={config.gan.classifier!r}: no such directory; give a finished classifier run's"
+        )
+
+
 # What no single key can tell.
-_CHECKS = {"classifier": _check_classifier}
+_CHECKS = {"classifier": _check_classifier, "gan": _check_gan}
 
 
 def check(config: ConfigDict) -> None:

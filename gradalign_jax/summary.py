@@ -23,6 +23,12 @@ _ROWS = {
 }
 
 
+def versions() -> dict[str, str]:
+    """What a result was computed with."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {"gradalign_jax": __version__, "python": platform.python_version(), **packages}
+
+
 def result(
     config: ConfigDict,
     *,
@@ -35,7 +41,6 @@ def result(
     notes: list[str],
 ) -> dict[str, Any]:
     """What result.json holds: numbers as measured, None where nothing was."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {
         "dataset": config.data.name,
         "method": config.method,
@@ -47,7 +52,7 @@ def result(
         "best": dict(best),
         "seconds": seconds,
         "devices": devices,
-        "versions": {"gradalign_jax": __version__, "python": platform.python_version(), **versions},
+        "versions": versions(),
         "notes": notes,
         "config": config.to_dict(),
     }

@@ -10,10 +10,12 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | gan, and smoke."""
-    method, smoke = common.parse(argument, (*common.METHODS, "gan"))
+    """baseline | align | pgd | gan | project, and smoke."""
+    method, smoke = common.parse(argument, (*common.METHODS, "gan", "project"))
     if method == "gan":
         return common.gan("cifar10", smoke=smoke)
+    if method == "project":
+        return common.project("cifar10", penalty=0.03, learning_rate=0.1, batch=128, smoke=smoke)
     model = {"name": "resnet", "channels": 3, "stem": "cifar", "frozen_norm": False, "input_mapping": "unit"}
     config = common.classifier("cifar10", method, dimensions=32 * 32 * 3, model=model)
     config.optimizer.name = "sgd"

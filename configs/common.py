@@ -153,6 +153,29 @@ def gan(dataset: str, iterations: int = 125_000, smoke: bool = False) -> ConfigD
     return config
 
 
+def project(dataset: str, penalty: float, learning_rate: float, batch: int, smoke: bool = False) -> ConfigDict:
+    """The keys of a projection's run. `batch`: the authors' batch, over which they average the loss."""
+    config = base(dataset, "project")
+    config.project = ConfigDict()
+    config.project.generator = ""  # directory of a finished gan run
+    config.project.ema = False  # its averaged weights instead of the raw ones that the authors took
+    config.project.splits = ("train", "validation", "test")
+    config.project.images = 0  # the first so many of each split; 0: all
+    config.project.skip_own_class = False  # leave out each image's own class, which Δx never asks for
+    config.project.steps = (600, 150)  # of Adam, without the penalty and then with it (paper A.3)
+    config.project.learning_rate = (learning_rate, learning_rate)
+    config.project.penalty = penalty  # λ_Regz (Eq. 15)
+    config.project.eps = 1e-8 * batch  # Adam's ε for the loss of one pair; 1e-8 for a mean over the authors' batch
+    config.project.precision = "float32"  # or bfloat16: factors of the generator's products; losses are in float32
+    config.project.block = 0  # pairs per device and program call, and of a stored shard; 0: 16 on a CPU, else 512
+    if smoke:
+        config.data.limit = 512
+        config.project.splits = ("train", "test")
+        config.project.steps = (8, 2)
+        config.project.block = 64
+    return config
+
+
 def scaled(epsilons: tuple[float, ...], dimensions: int) -> tuple[float, ...]:
     """The L2 grid that the paper pairs with an L∞ grid: ε √n."""
     return tuple(epsilon * math.sqrt(dimensions) for epsilon in epsilons)

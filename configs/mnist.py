@@ -10,10 +10,12 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | gan, and smoke."""
-    method, smoke = common.parse(argument, (*common.METHODS, "gan"))
+    """baseline | align | pgd | gan | project, and smoke."""
+    method, smoke = common.parse(argument, (*common.METHODS, "gan", "project"))
     if method == "gan":
         return common.gan("mnist", smoke=smoke)
+    if method == "project":
+        return common.project("mnist", penalty=1.5, learning_rate=0.2, batch=64, smoke=smoke)
     model = {"name": "resnet", "channels": 1, "input_mapping": "unit"}
     config = common.classifier("mnist", method, dimensions=28 * 28, model=model)
     config.optimizer.b1, config.optimizer.b2 = 0.5, 0.999

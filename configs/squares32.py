@@ -9,12 +9,14 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | gan, and smoke."""
-    method, smoke = common.parse(argument, (*common.METHODS, "gan"))
+    """baseline | align | pgd | gan | project, and smoke."""
+    method, smoke = common.parse(argument, (*common.METHODS, "gan", "project"))
     if method == "gan":
         config = common.gan("squares32", iterations=25_000, smoke=smoke)
         config.gan.use_validation = False  # drawn apart; the authors train on the 10,000 alone
         return config
+    if method == "project":
+        return common.project("squares32", penalty=0.03, learning_rate=0.2, batch=12, smoke=smoke)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "unit"}
     config = common.classifier("squares32", method, dimensions=32 * 32, model=model)
     config.attack.epsilon = 0.2

@@ -79,7 +79,21 @@ _GAN = {
     "gan.sample_columns": _COUNT,
     "gan.check_images": ("must be >= 2", lambda v: v >= 2),
 }
-TASKS = {"classifier": _CLASSIFIER, "gan": _GAN}
+_SPLITS = ("train", "validation", "test")
+_PROJECT = {
+    "project.splits": (
+        f"must be a tuple of some of {', '.join(_SPLITS)}, none twice",
+        lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
+    ),
+    "project.images": _ZERO_OR_MORE,
+    "project.steps": ("must be two numbers >= 0", lambda v: len(v) == 2 and min(v) >= 0),
+    "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),
+    "project.penalty": _ZERO_OR_MORE,
+    "project.eps": _POSITIVE,
+    "project.precision": _one_of("float32", "bfloat16"),
+    "project.block": _ZERO_OR_MORE,
+}
+TASKS = {"classifier": _CLASSIFIER, "gan": _GAN, "project": _PROJECT}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -160,8 +174,16 @@ def _check_gan(config: ConfigDict) -> None:
         )
 
 
+def _check_project(config: ConfigDict) -> None:
+    directory = config.project.generator
+    if not directory:
+        raise ValueError("config.project.generator is missing: give the directory of a gan run of this data set")
+    if not os.path.isdir(directory):
+        raise ValueError(f"config.project.generator={directory!r}: no such directory; give a finished gan run's")
+
+
 # What no single key can tell.
-_CHECKS = {"classifier": _check_classifier, "gan": _check_gan}
+_CHECKS = {"classifier": _check_classifier, "gan": _check_gan, "project": _check_project}
 
 
 def check(config: ConfigDict) -> None:

@@ -6,9 +6,9 @@ with n the values of an image and d those of a latent, as in the authors' code; 
 λ are those of the code. z starts at 0 and takes Adam steps without the penalty first, then some with it and a fresh
 Adam state; the last iterate is kept. x' = G(z*, c) is the closest image of class c, and Δx = x' - x (Eq. 16).
 
-Each pair (image, class) has a loss of its own and the batch's sum is what is differentiated, so that a pair's z does not
-depend on those beside it. The authors average over a batch of B, where Adam's ε weighs B times as much against gradients
-smaller by B: `eps` = 1e-8 · B is their arithmetic up to rounding, in batches of any size.
+Each pair (image, class) has a loss of its own and the batch's sum is what is differentiated, so that a pair's z does
+not depend on those beside it. The authors average over a batch of B, where gradients are B times smaller and Adam's ε
+weighs as much more: `eps` = 1e-8 · B is their arithmetic up to rounding, in batches of any size.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -19,9 +18,8 @@ from gradalign_jax import alignment, data, figures, paper, parallel, store, summ
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import projection
 from gradalign_jax.models import biggan, biggan_folded
-from gradalign_jax.store import Store
 from gradalign_jax.tasks import gan
-from gradalign_jax.types import Array, Estimate, Variables
+from gradalign_jax.types import Array, Estimate
 from gradalign_jax.workdir import RunError, Workdir
 
 _STORE, _GENERATOR = "store", "generator.safetensors"

@@ -15,6 +15,8 @@ from safetensors.numpy import save
 
 from gradalign_jax.workdir import RunError, write_atomically
 
+_KEY = "gradalign_jax"  # of the metadata
+
 
 def digest(tree: Mapping[str, Any]) -> str:
     """A hash of names, shapes, types and values of a nested dict of arrays."""
@@ -35,7 +37,8 @@ def write(path: Path, tree: Mapping[str, Any], **described: Any) -> str:
     tree = jax.tree.map(np.ascontiguousarray, jax.device_get(tree))
     name = digest(tree)
     flat = traverse_util.flatten_dict(tree, sep="/")
-    write_atomically(path, save(flat, metadata={"digest": name, "described": json.dumps(described)}))
+    # One entry: the order of several is random, and equal contents should be equal bytes.
+    write_atomically(path, save(flat, metadata={_KEY: json.dumps({**described, "digest": name})}))
     return name
 
 
@@ -49,11 +52,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
         raise RunError(f"{path} is missing: let the run that trains it finish, or correct the directory")
     try:
         with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
+            described = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): train it again, or restore the file") from error
     tree = traverse_util.unflatten_dict(flat, sep="/")
-    if metadata.get("digest") != digest(tree):
+    if described.get("digest") != digest(tree):
         raise RunError(f"{path} is damaged or was not written by gradalign_jax: its hash differs; train it again")
-    return tree, json.loads(metadata["described"]) | {"digest": metadata["digest"]}
+    return tree, described

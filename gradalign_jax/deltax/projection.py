@@ -38,37 +38,37 @@ def make(
       latent_dim: size of z.
       eps: Adam's.
 
-    The two phases are two device-side loops; only z is differentiated. `project` may be vmapped.
+    Both phases are one device-side loop inside another, compiled once; only z is differentiated. `project` may be
+    vmapped, and all numbers but `latent_dim` may be traced.
     """
+    phases = jnp.asarray(steps), jnp.asarray(learning_rate, jnp.float32), jnp.asarray((0.0, penalty), jnp.float32)
 
     def project(generate_fn: GenerateFn, image: Array, target: Array) -> Array:
+        def descend(z: Array, phase: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            count, rate, weight = phase
+            adam = optax.adam(rate, eps=eps)
+
+            def objective(z: Array) -> Array:
+                return loss(generate_fn, image, target, z, weight).sum()
+
+            def step(_, carry):
+                z, state = carry
+                updates, state = adam.update(jax.grad(objective)(z), state)
+                return optax.apply_updates(z, updates), state
+
+            return jax.lax.fori_loop(0, count, step, (z, adam.init(z)))[0], None
+
         z = jnp.zeros((image.shape[0], latent_dim), jnp.float32)
-        for phase, weight in enumerate((0.0, penalty)):
-            z = _descend(generate_fn, image, target, z, steps[phase], learning_rate[phase], weight, eps)
-        return z
+        return jax.lax.scan(descend, z, phases)[0]
 
     return project
 
 
-def _descend(generate_fn, image, target, z, steps, learning_rate, penalty, eps) -> Array:
-    adam = optax.adam(learning_rate, eps=eps)
-
-    def objective(z: Array) -> Array:
-        return loss(generate_fn, image, target, z, penalty).sum()
-
-    def step(_, carry):
-        z, state = carry
-        updates, state = adam.update(jax.grad(objective)(z), state)
-        return optax.apply_updates(z, updates), state
-
-    return jax.lax.fori_loop(0, steps, step, (z, adam.init(z)))[0]
-
-
-def loss(generate_fn: GenerateFn, image: Array, target: Array, z: Array, penalty: float = 0.0) -> Array:
+def loss(generate_fn: GenerateFn, image: Array, target: Array, z: Array, penalty: float | Array = 0.0) -> Array:
     """L_proj `[B]` of each pair (Eq. 15), by default without the penalty."""
     difference = generate_fn(z, target) - image
     error = jnp.mean(difference**2, axis=tuple(range(1, image.ndim)))
-    return error + penalty * jnp.mean(z**2, axis=1) if penalty else error
+    return error + penalty * jnp.mean(z**2, axis=1)
 
 
 def project_all(project: Project, generate_fn: GenerateFn, image: Array, num_classes: int) -> Array:

@@ -89,6 +89,7 @@ class ClassifierRun:
         self.bounds = attack_bounds(config, self.dataset)
         self.delta_x = estimates.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
         self.measuring = estimates.load(config.evaluate, self.dataset, "test", config.evaluate.images)
+        estimates.check_apart(self.delta_x, self.measuring, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
     def _steps_per_epoch(self) -> int:

@@ -42,3 +42,13 @@ def _check_covers(directory: str, estimate: Estimate, split: str, index: np.ndar
             f"{lacking[0]} the first: project those too (config.project.splits, config.project.images), or use fewer "
             "(config.data.limit, config.evaluate.images)"
         )
+
+
+def check_apart(trained: Estimate | None, measuring: Estimate | None, same_allowed: bool) -> None:
+    """Raises RunError where one generator made the Δx that trains and the Δx that measures, wherever each lies."""
+    generators = {estimate.described.get("generator") for estimate in (trained, measuring) if estimate}
+    if trained and measuring and not same_allowed and len(generators) == 1 and None not in generators:
+        raise RunError(
+            "the generator whose Δx trains is the one whose Δx measures: ᾱ_Δx would tell how well training fitted it; "
+            "measure by another one's, or give config.evaluate.same_generator=True"
+        )

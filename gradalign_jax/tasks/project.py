@@ -28,7 +28,7 @@ _PICTURED = 8  # images in the picture
 
 
 class Pairs(NamedTuple):
-    """What is projected: `image[row[p]]` to class `target[p]`, for every pair p; the images' rows are split by split."""
+    """What is projected: `image[row[p]]` to class `target[p]`, for every pair p; images are split by split."""
 
     images: data.Split
     row: np.ndarray

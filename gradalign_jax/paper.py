@@ -33,6 +33,9 @@ _TABLE_S2 = {
     ("cifar10", "pgd"): (0.029, 0.029, 0.031),
 }
 
+# sim(Δx, Δ̂x), mean and deviation (section 3.2)
+SIMILARITY = {"spheres": (0.874, 0.019), "squares": (0.893, 0.058), "squares32": (0.661, 0.070)}
+
 
 def numbers(dataset: str, method: str) -> dict[str, float]:
     """What the paper reports for one row, by the names that result.json uses; empty where it reports nothing."""

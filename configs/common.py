@@ -12,6 +12,7 @@ import math
 from ml_collections import ConfigDict
 
 METHODS = ("baseline", "align", "pgd")  # of training a classifier
+DIRECT = (*METHODS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
 
 # Every option of a model's `create`, at its default.
 MODELS = {
@@ -58,22 +59,16 @@ def base(dataset: str, task: str) -> ConfigDict:
     return config
 
 
-def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
-    """The keys of a classifier run, with the values that most data sets share."""
-    config = base(dataset, "classifier")
-    config.method = method  # baseline | align | pgd
-
+def _model_and_training(config: ConfigDict, model: dict) -> None:
     config.model = ConfigDict(
         MODELS[model["name"]] | model
     )  # name: a file of gradalign_jax/models; the rest are options of its `create`
     config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # adam | sgd
     config.optimizer.learning_rate = 1e-4
     config.optimizer.b1 = 0.0  # adam (the authors': 0 and 0.9 for the binary data sets, 0.5 and 0.999 for MNIST)
     config.optimizer.b2 = 0.9
-    config.optimizer.momentum = 0.9  # sgd
 
     config.train = ConfigDict()
     config.train.batch_size = 12  # over all devices
@@ -81,6 +76,16 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.train.steps_per_epoch = 200  # 0: as many as the data set has whole batches
     config.train.log_every = 50  # steps, rounded down to a divisor of the epoch
     config.train.checkpoint_minutes = 5.0  # besides the one after every epoch
+
+
+def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
+    """The keys of a classifier run, with the values that most data sets share."""
+    config = base(dataset, "classifier")
+    config.method = method  # baseline | align | pgd
+
+    _model_and_training(config, model)
+    config.optimizer.name = "adam"  # adam | sgd
+    config.optimizer.momentum = 0.9  # sgd
 
     config.align = ConfigDict()  # for method align
     config.align.weight = 0.1  # λ_α (Eq. 9)
@@ -173,6 +178,40 @@ def project(dataset: str, penalty: float, learning_rate: float, batch: int, smok
         config.project.splits = ("train", "test")
         config.project.steps = (8, 2)
         config.project.block = 64
+    return config
+
+
+def vrgan(dataset: str, model: dict, generator: dict, smoke: bool) -> ConfigDict:
+    """The keys of a VR-GAN run (section 2.3.1): a generator of Δ̂x, and as critic the data set's classifier."""
+    config = base(dataset, "vrgan")
+    _model_and_training(config, model)
+
+    config.generator = ConfigDict(
+        generator
+    )  # name: a file of gradalign_jax/models; the rest are options of its `create`
+
+    config.vrgan = ConfigDict()  # weights of the losses
+    config.vrgan.real = 1.0  # L_Dx, of the critic
+    config.vrgan.generated = 0.01  # L_Dx', of the critic
+    config.vrgan.fool = 0.3  # L_G
+    config.vrgan.small = 0.5  # L_RegG
+
+    config.validate = ConfigDict()  # logged; the smallest mean training loss selects the epoch
+    config.validate.every_epochs = 1
+    config.validate.images = 0  # the first so many of the validation split; 0: all
+
+    config.evaluate = ConfigDict()
+    config.evaluate.images = 0  # the first so many of the test split; 0: all
+    config.evaluate.block = 100  # images per device and program
+    if smoke:
+        config.data.limit = 128
+        config.train.epochs = 2
+        config.train.steps_per_epoch = 8
+        config.train.log_every = 2
+        config.validate.images = config.evaluate.images = 32
+        config.evaluate.block = 32
+        if "width" in config.generator:
+            config.generator.width = 8
     return config
 
 

@@ -10,9 +10,16 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd, and smoke."""
-    method, smoke = common.parse(argument, common.METHODS)
+    """baseline | align | pgd | vrgan, and smoke."""
+    method, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "mlp"}
+    if method == "vrgan":
+        config = common.vrgan("spheres", model, {"name": "residual_mlp"}, smoke)
+        config.train.batch_size, config.train.epochs, config.train.steps_per_epoch = 50, 80, 10_000
+        config.train.log_every = 500
+        if smoke:
+            config.train.epochs, config.train.steps_per_epoch, config.train.log_every = 4, 500, 50
+        return config
     config = common.classifier("spheres", method, dimensions=500, model=model)
     config.train.batch_size = 50
     config.train.epochs = 80

@@ -12,9 +12,16 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd, and smoke."""
-    method, smoke = common.parse(argument, common.METHODS)
+    """baseline | align | pgd | vrgan, and smoke."""
+    method, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
+    if method == "vrgan":
+        config = common.vrgan("squares", model, {"name": "unet", "width": 64, "downsamplings": 4}, smoke)
+        config.evaluate.block = 10
+        if smoke:
+            config.data.limit, config.train.batch_size = 32, 4
+            config.validate.images = config.evaluate.images = config.evaluate.block = 8
+        return config
     config = common.classifier("squares", method, dimensions=224 * 224, model=model)
     config.attack.epsilon = 0.2
     config.evaluate.linf_epsilons = (0.002, 0.006, 0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)

@@ -9,8 +9,8 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | gan | project, and smoke."""
-    method, smoke = common.parse(argument, (*common.METHODS, "gan", "project"))
+    """baseline | align | pgd | vrgan | gan | project, and smoke."""
+    method, smoke = common.parse(argument, (*common.DIRECT, "gan", "project"))
     if method == "gan":
         config = common.gan("squares32", iterations=25_000, smoke=smoke)
         config.gan.use_validation = False  # drawn apart; the authors train on the 10,000 alone
@@ -18,6 +18,8 @@ def get_config(argument: str | None = None):
     if method == "project":
         return common.project("squares32", penalty=0.03, learning_rate=0.2, batch=12, smoke=smoke)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "unit"}
+    if method == "vrgan":
+        return common.vrgan("squares32", model, {"name": "unet", "width": 64, "downsamplings": 2}, smoke)
     config = common.classifier("squares32", method, dimensions=32 * 32, model=model)
     config.attack.epsilon = 0.2
     config.evaluate.linf_epsilons = (0.002, 0.006, 0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)

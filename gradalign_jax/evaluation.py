@@ -84,8 +84,11 @@ class Evaluation:
         """Program calls that one measurement takes."""
         return len(self._blocks)
 
-    def _over_blocks(self, program: Callable, tick: Callable, variables: Variables, *arguments):
-        """Calls the program on all blocks and puts its per-image results back in order, on the host."""
+    def over_blocks(self, program: Callable, tick: Callable, variables: Variables, *arguments):
+        """Calls `program(variables, split, positions, *arguments)` on all blocks, as `parallel.pmap` made it.
+
+        Puts the results, rows of images each, back in order, on the host.
+        """
         pending = [program(variables, self._data, block, *arguments) for block in self._blocks]
         results = []
         for result in pending:  # all are on their way; fetching the first does not hold up the rest
@@ -108,10 +111,10 @@ class Evaluation:
         the `calls` program calls.
         """
         if epsilon == 0:
-            return self._over_blocks(self._clean, tick, variables)
+            return self.over_blocks(self._clean, tick, variables)
         values = (np.float32(epsilon), np.float32(step_size))
-        return self._over_blocks(self._attacked[attack], tick, variables, self._key, *values)
+        return self.over_blocks(self._attacked[attack], tick, variables, self._key, *values)
 
     def alignments(self, variables: Variables, tick: Callable = lambda: None) -> dict[str, np.ndarray]:
         """All of `alignment.measure`, `[N]` each."""
-        return self._over_blocks(self._aligned, tick, variables, self._estimate)
+        return self.over_blocks(self._aligned, tick, variables, self._estimate)

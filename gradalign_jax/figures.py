@@ -1,6 +1,6 @@
 """Pictures of a run: error over ε, input gradients beside the images they belong to, and rows of images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,35 @@ def _picture(image: np.ndarray) -> np.ndarray:
 
 
 def draw_gradients(path: Path, image: Any, gradient: Any, delta_x: Any | None) -> None:
-    """Rows x, ∇ℓ(x) and, where it is known, Δx; vectors are scaled image by image to the full range of the map."""
-    rows = {"x": (image, "gray"), "∇ℓ(x)": (gradient, "RdBu_r")}
-    if delta_x is not None:
-        rows["Δx"] = (delta_x, "RdBu_r")
-    columns = len(image)
+    """Rows x, ∇ℓ(x) and, where it is known, Δx."""
+    known = {} if delta_x is None else {"Δx": delta_x}
+    draw_rows(path, {"x": image}, {"∇ℓ(x)": gradient, **known})
+
+
+def draw_rows(
+    path: Path, images: Mapping[str, Any], vectors: Mapping[str, Any], order: Sequence[str] | None = None
+) -> None:
+    """One labelled row `[N, ...]` of pictures each, a column an example.
+
+    Images are shown in [-1, 1]; vectors, and rows of Spheres, are scaled one by one to the full range of the map.
+    order: of the rows; by default images, then vectors.
+    """
+    rows = {**images, **vectors}
+    rows = {name: np.asarray(rows[name], np.float32) for name in order or rows}
+    columns = max(map(len, rows.values()))
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(1.4 * columns, 1.5 * len(rows)), layout="constrained", squeeze=False
     )
-    for line, (name, (values, colours)) in zip(axes, rows.items(), strict=True):
+    for line, (name, values) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name)
-        for axis, value in zip(line, np.asarray(values, np.float32), strict=True):
+        for axis, value in zip(line, values, strict=True):
             axis.set(xticks=[], yticks=[])
             picture = _picture(value)
-            limit = 1.0 if name == "x" and value.ndim > 1 else max(float(np.abs(picture).max()), 1e-30)
+            limit = 1.0 if name in images and value.ndim > 1 else max(float(np.abs(picture).max()), 1e-30)
             if picture.shape[-1] == 3:
                 axis.imshow(np.clip(picture / limit / 2 + 0.5, 0, 1))
             else:
+                colours = "gray" if name in images else "RdBu_r"
                 axis.imshow(picture[..., 0], cmap=colours, vmin=-limit, vmax=limit)
     figure.savefig(path, dpi=150)
     plt.close(figure)

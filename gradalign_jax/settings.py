@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 _POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
 _COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
 _ZERO_OR_MORE: tuple[str, Callable[[Any], bool]] = ("must be >= 0", lambda v: v >= 0)
+_FRACTION: tuple[str, Callable[[Any], bool]] = ("must lie in [0, 1)", lambda v: 0 <= v < 1)
 
 
 def _one_of(*values: str) -> tuple[str, Callable[[Any], bool]]:
@@ -30,18 +31,24 @@ _SHARED = {
     "matmul_precision": _one_of("highest", "high", "default"),
     "data.limit": _ZERO_OR_MORE,
 }
-_CLASSIFIER = {
-    "method": _one_of("baseline", "align", "pgd"),
-    "optimizer.name": _one_of("adam", "sgd"),
+_TRAINING = {
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.b1": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
-    "optimizer.b2": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
-    "optimizer.momentum": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "optimizer.b1": _FRACTION,
+    "optimizer.b2": _FRACTION,
     "train.batch_size": _COUNT,
     "train.epochs": _COUNT,
     "train.steps_per_epoch": _ZERO_OR_MORE,
     "train.log_every": _COUNT,
     "train.checkpoint_minutes": _POSITIVE,
+    "validate.every_epochs": _COUNT,
+    "validate.images": _ZERO_OR_MORE,
+    "evaluate.images": _ZERO_OR_MORE,
+    "evaluate.block": _COUNT,
+}
+_CLASSIFIER = _TRAINING | {
+    "method": _one_of("baseline", "align", "pgd"),
+    "optimizer.name": _one_of("adam", "sgd"),
+    "optimizer.momentum": _FRACTION,
     "align.weight": _ZERO_OR_MORE,
     "attack.epsilon": _ZERO_OR_MORE,
     "attack.step_size": _POSITIVE,
@@ -49,20 +56,16 @@ _CLASSIFIER = {
     "attack.loss": _one_of("margin", "cross_entropy"),
     "attack.training_dtype": _one_of("float32", "bfloat16"),
     "attack.clip": _one_of("range", "data"),
-    "validate.every_epochs": _COUNT,
-    "validate.images": _ZERO_OR_MORE,
     "validate.first_epoch": _ZERO_OR_MORE,
     "validate.epsilons": _GRID,
-    "evaluate.images": _ZERO_OR_MORE,
-    "evaluate.block": _COUNT,
     "evaluate.linf_epsilons": _GRID,
     "evaluate.l2_epsilons": _GRID,
     "evaluate.l2_step_size": _POSITIVE,
 }
 _GAN = {
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.b1": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
-    "optimizer.b2": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "optimizer.b1": _FRACTION,
+    "optimizer.b2": _FRACTION,
     "train.batch_size": _COUNT,
     "train.log_every": _COUNT,
     "train.checkpoint_minutes": _POSITIVE,
@@ -72,7 +75,7 @@ _GAN = {
     "gan.d_steps": _COUNT,
     "gan.feature_matching": _ZERO_OR_MORE,
     "gan.hinge": _ZERO_OR_MORE,
-    "gan.ema_decay": ("must lie in [0, 1)", lambda v: 0 <= v < 1),
+    "gan.ema_decay": _FRACTION,
     "gan.ema_start": _ZERO_OR_MORE,
     "gan.dtype": _one_of("float32", "bfloat16"),
     "gan.sample_every": _COUNT,
@@ -93,7 +96,8 @@ _PROJECT = {
     "project.precision": _one_of("float32", "bfloat16"),
     "project.block": _ZERO_OR_MORE,
 }
-TASKS = {"classifier": _CLASSIFIER, "gan": _GAN, "project": _PROJECT}
+_VRGAN = _TRAINING | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
+TASKS = {"classifier": _CLASSIFIER, "vrgan": _VRGAN, "gan": _GAN, "project": _PROJECT}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -146,14 +150,18 @@ def _check_estimates(config: ConfigDict) -> None:
             )
 
 
-def _check_classifier(config: ConfigDict) -> None:
-    _check_estimates(config)
+def _check_training(config: ConfigDict) -> None:
     pretrained = config.model.pretrained
     if pretrained and not pretrained.startswith("hf:") and not os.path.isfile(pretrained):
         raise ValueError(
             f"config.model.pretrained={pretrained!r}: no such file; give a safetensors file or hf:owner/name"
         )
     _check_devices(config)
+
+
+def _check_classifier(config: ConfigDict) -> None:
+    _check_estimates(config)
+    _check_training(config)
     if config.validate.first_epoch >= config.train.epochs:
         raise ValueError(
             f"config.validate.first_epoch={config.validate.first_epoch} leaves none of the "
@@ -183,7 +191,7 @@ def _check_project(config: ConfigDict) -> None:
 
 
 # What no single key can tell.
-_CHECKS = {"classifier": _check_classifier, "gan": _check_gan, "project": _check_project}
+_CHECKS = {"classifier": _check_classifier, "vrgan": _check_training, "gan": _check_gan, "project": _check_project}
 
 
 def check(config: ConfigDict) -> None:

@@ -24,7 +24,7 @@ _ROWS = {
 
 
 def versions() -> dict[str, str]:
-    """What a result was computed with."""
+    """Of what computed a result."""
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {"gradalign_jax": __version__, "python": platform.python_version(), **packages}
 

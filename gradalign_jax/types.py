@@ -20,6 +20,17 @@ DeltaX = Callable[..., Array]  # (image, label, target, index) -> [B, ...], a ve
 Attack = Callable[..., Array]  # (logits_fn, key, image, label, epsilon[, step_size]) -> images
 
 
+class ResidualGenerator(NamedTuple):
+    """A generator G(x, ¬y, y) of the residual Δ̂x as two pure functions (section 2.3.1).
+
+    init(key) -> variables {"params", "batch_stats"}.
+    apply(variables, image, desired, actual, train=False) -> (Δ̂x [B, ...], batch_stats), statistics as in `Classifier`.
+    """
+
+    init: Callable[[Array], Variables]
+    apply: Callable[..., tuple[Array, Any]]
+
+
 class Estimate(NamedTuple):
     """A Δx that is computed from arrays: the weights of a generator, or stored latents.
 

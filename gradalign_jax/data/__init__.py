@@ -34,6 +34,7 @@ _MODULES = {
     "mnist35": "tfds",
     "mnist": "tfds",
     "cifar10": "tfds",
+    "copd": "radiographs",
 }
 NAMES = tuple(_MODULES)
 
@@ -43,6 +44,7 @@ def load(
     data_dir: Folder = None,
     cache_dir: Folder = None,
     limit: int | None = None,
+    **options: Folder,
 ) -> Dataset:
     """Loads a data set of the paper (Table S1) onto the host.
 
@@ -53,6 +55,7 @@ def load(
       cache_dir: where decoded or generated arrays are kept; default $XDG_CACHE_HOME/gradalign_jax, then
         ~/.cache/gradalign_jax.
       limit: keep only the first `limit` examples of every split (the paper uses all).
+      options: those of the data set's own function (`folder` and `table` of "copd").
 
     Raises:
       DataError (a ValueError): the name is unknown, or the data are missing, damaged or foreign.
@@ -63,4 +66,4 @@ def load(
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}, but a split needs at least 1 example; leave it out for all")
     module = importlib.import_module(f"gradalign_jax.data.{_MODULES[name]}")
-    return getattr(module, name)(data_dir, cache_dir, limit)
+    return getattr(module, name)(data_dir, cache_dir, limit, **options)

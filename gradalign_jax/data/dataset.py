@@ -30,6 +30,7 @@ class Dataset(NamedTuple):
     splits: "train", "validation" and "test"; empty for a data set that is sampled (Spheres).
     sample: for a sampled data set, `sample(key, count)` or `sample(key, indices=i)` -> `Batch`.
     delta_x: the exact Δx where it is known, otherwise None.
+    augment: (key, image of the training split [H, W, C]) -> image_shape, drawn anew at every visit; None: as it is.
     notes: facts that a result must carry, such as a lossy copy of the images.
     """
 
@@ -39,4 +40,5 @@ class Dataset(NamedTuple):
     splits: Mapping[str, Split]
     sample: Callable | None = None
     delta_x: DeltaX | None = None
+    augment: Callable | None = None
     notes: tuple[str, ...] = ()

@@ -48,19 +48,20 @@ class BatchNorm(nn.Module):
 
     frozen: use the stored statistics whatever the mode; weight and bias stay trainable.
     axis_name: the mapped axis over which a batch is spread; its statistics are those of the whole batch.
-    Reference: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm.
+    Reference: torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm.
     """
 
     frozen: bool = False
     axis_name: str | None = None
     momentum: float = 0.1
+    scale_init: Callable = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Normalises [B, H, W, C] over all axes but the last."""
+        """Normalises [B, ..., C] over all axes but the last."""
         channels = x.shape[-1]
         mean, var = self._statistics(x, train)
-        weight = self.param("scale", nn.initializers.ones, (channels,))
+        weight = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         scale = weight * lax.rsqrt(var + 1e-5)
         return x * scale + (bias - mean * scale)
@@ -79,11 +80,12 @@ class BatchNorm(nn.Module):
         return mean, var
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
-        """Returns mean, biased variance and number of the pixels of the whole batch."""
+        """Returns mean, biased variance and number of the rows of the whole batch."""
         average = partial(lax.pmean, axis_name=self.axis_name) if self.axis_name else lambda a: a
         count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
-        mean = average(x.mean((0, 1, 2)))
-        return mean, average(jnp.square(x - mean).mean((0, 1, 2))), count
+        axes = tuple(range(x.ndim - 1))
+        mean = average(x.mean(axes))
+        return mean, average(jnp.square(x - mean).mean(axes)), count
 
 
 class BasicBlock(nn.Module):

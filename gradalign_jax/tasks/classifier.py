@@ -17,9 +17,9 @@ from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import pretrained
-from gradalign_jax.tasks import estimates
+from gradalign_jax.tasks import batches, estimates
 from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier
-from gradalign_jax.workdir import RunError, Workdir
+from gradalign_jax.workdir import Workdir
 
 # Streams of randomness below the run's one seed.
 _INIT, _ORDER, _STEP, _VALIDATE, _TEST, _VALIDATION_SET, _TEST_SET = range(7)
@@ -58,31 +58,13 @@ def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, flo
     return min(IMAGE_RANGE[0], float(image.min())), max(IMAGE_RANGE[1], float(image.max()))
 
 
-def batch_source(config: ConfigDict, dataset: data.Dataset, steps_per_epoch: int, key: jax.Array):
-    """Where a chunk's batches come from: drawn anew, or an epoch's permutation of the images on the device."""
-    if dataset.sample is not None:
-        return lambda _, first: lambda key, slots, step: dataset.sample(key, indices=slots)
-    size, batch = len(dataset.splits["train"].label), config.train.batch_size
-
-    def source(split, first):
-        order = pipeline.epoch_order(key, first // steps_per_epoch, size, steps_per_epoch * batch)
-        return lambda key, slots, step: pipeline.gather(split, order[step % steps_per_epoch * batch + slots])
-
-    return source
-
-
 class ClassifierRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir, self.started = config, workdir, time.time()
-        self.dataset = data.load(
-            config.data.name,
-            data_dir=config.data.dir or None,
-            cache_dir=config.data.cache or None,
-            limit=config.data.limit or None,
-        )
-        self.steps_per_epoch = self._steps_per_epoch()
+        self.dataset = batches.load(config)
+        self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)
         self.key = jax.random.key(config.seed)
         self.classifier = create_classifier(config, self.dataset)
@@ -92,31 +74,14 @@ class ClassifierRun:
         estimates.check_apart(self.delta_x, self.measuring, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
-    def _steps_per_epoch(self) -> int:
-        batch, wanted = self.config.train.batch_size, self.config.train.steps_per_epoch
-        if self.dataset.sample is not None:
-            if not wanted:
-                raise RunError("config.train.steps_per_epoch=0: this data set is drawn without end, give a number >= 1")
-            return wanted
-        whole = len(self.dataset.splits["train"].label) // batch
-        if max(wanted, 1) > whole:
-            raise RunError(
-                f"an epoch of {wanted or 1} batches of {batch} needs more than the {whole * batch} images there are: "
-                "lower config.train.steps_per_epoch (0: as many as there are) or config.train.batch_size"
-            )
-        return wanted or whole
-
     def stream(self, number: int) -> jax.Array:
         """One of the run's independent streams of randomness."""
         return jax.random.fold_in(self.key, number)
 
     def split(self, name: str) -> data.Split:
-        """A split on the host; that of a sampled data set is drawn once (the authors redrew it at every pass)."""
-        if self.dataset.sample is None:
-            return self.dataset.splits[name]
-        stream, count = {"validation": (_VALIDATION_SET, 200), "test": (_TEST_SET, 1000)}[name]
-        count = min(count, self.config.data.limit or count)
-        return data.Split(*jax.device_get(self.dataset.sample(self.stream(stream), count)))
+        """A split on the host."""
+        stream = {"validation": _VALIDATION_SET, "test": _TEST_SET}.get(name, 0)
+        return batches.split(self.config, self.dataset, name, self.stream(stream))
 
     def attack(self, norm: str) -> Attack:
         """The configured PGD in one norm."""
@@ -162,7 +127,7 @@ class ClassifierRun:
             )
             return method_step(state, batch, keys, settings)
 
-        source = batch_source(config, self.dataset, self.steps_per_epoch, self.stream(_ORDER))
+        source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(_ORDER))
         chunk = training.make_chunk(step, source, length, config.train.batch_size, parallel.mine)
         program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
         settings = {

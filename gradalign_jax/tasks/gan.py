@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from gradalign_jax import data, figures, gan, loop, parallel, summary, training, weights
 from gradalign_jax.data import pipeline
 from gradalign_jax.models import biggan
+from gradalign_jax.tasks import batches
 from gradalign_jax.tasks import classifier as classifier_task
 from gradalign_jax.types import LogitsFn, Variables
 from gradalign_jax.workdir import RunError, Workdir
@@ -78,12 +79,7 @@ class GanRun:
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir, self.started = config, workdir, time.time()
-        self.dataset = data.load(
-            config.data.name,
-            data_dir=config.data.dir or None,
-            cache_dir=config.data.cache or None,
-            limit=config.data.limit or None,
-        )
+        self.dataset = batches.load(config)
         self.logits_fn = load_classifier(config.gan.classifier, self.dataset) if config.gan.classifier else None
         self.images = training_images(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)

@@ -1,0 +1,48 @@
+"""The generator of Δ̂x for Spheres: a multilayer perceptron on the point and its two labels (section 2.3.1)."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gradalign_jax.models.linear import Linear
+from gradalign_jax.models.resnet import BatchNorm
+from gradalign_jax.models.unet import small_scale
+from gradalign_jax.types import Array, ResidualGenerator, Variables
+
+
+class ResidualMLP(nn.Module):
+    """Linear, ReLU, batch norm for each hidden layer, then a linear layer of the point's size."""
+
+    hidden: Sequence[int]
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, desired: Array, actual: Array, train: bool) -> Array:
+        """Maps points [B, n] and labels [B], [B] to residuals [B, n]."""
+        size = x.shape[-1]
+        x = jnp.concatenate([x, desired[:, None].astype(x.dtype), actual[:, None].astype(x.dtype)], axis=-1)
+        for features in self.hidden:
+            x = nn.relu(Linear(features)(x))
+            x = BatchNorm(axis_name=self.axis_name, scale_init=small_scale)(x, train)
+        return Linear(size)(x)
+
+
+def create(
+    hidden: Sequence[int] = (1000, 1000), input_size: int = 500, axis_name: str | None = None
+) -> ResidualGenerator:
+    """Returns the generator for points [B, input_size] (2,008,500 parameters as it stands).
+
+    axis_name: the mapped axis over which batch statistics are taken together.
+    """
+    network = ResidualMLP(tuple(hidden), axis_name)
+
+    def init(key: Array) -> Variables:
+        label = jnp.zeros(1, jnp.int32)
+        return network.init(key, jnp.zeros((1, input_size)), label, label, False)
+
+    def apply(variables: Variables, image: Array, desired: Array, actual: Array, train: bool = False):
+        residual, state = network.apply(variables, image, desired, actual, train, mutable=["batch_stats"])
+        return residual, state["batch_stats"]
+
+    return ResidualGenerator(init, apply)

@@ -1,0 +1,74 @@
+"""Which examples a training task sees, and when: pure functions of (seed, step)."""
+
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from gradalign_jax import data
+from gradalign_jax.data import pipeline
+from gradalign_jax.workdir import RunError
+
+_DRAWN = {"validation": 200, "test": 1000}  # examples of a data set that is drawn without end (the authors')
+
+
+def load(config: ConfigDict) -> data.Dataset:
+    """The configured data set, on the host."""
+    section = config.data
+    options = {key: section[key] for key in ("folder", "table") if key in section}
+    return data.load(
+        section.name,
+        data_dir=section.dir or None,
+        cache_dir=section.cache or None,
+        limit=section.limit or None,
+        **options,
+    )
+
+
+def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
+    """The configured number, or as many as the data set has whole batches.
+
+    Raises:
+      RunError: if there are fewer, or no number for a data set that is drawn without end.
+    """
+    batch, wanted = config.train.batch_size, config.train.steps_per_epoch
+    if dataset.sample is not None:
+        if not wanted:
+            raise RunError("config.train.steps_per_epoch=0: this data set is drawn without end, give a number >= 1")
+        return wanted
+    whole = len(dataset.splits["train"].label) // batch
+    if max(wanted, 1) > whole:
+        raise RunError(
+            f"an epoch of {wanted or 1} batches of {batch} needs more than the {whole * batch} images there are: "
+            "lower config.train.steps_per_epoch (0: as many as there are) or config.train.batch_size"
+        )
+    return wanted or whole
+
+
+def source(config: ConfigDict, dataset: data.Dataset, steps_per_epoch: int, key: jax.Array) -> Callable:
+    """Where a chunk's batches come from: drawn anew, or an epoch's permutation of the images on the device."""
+    if dataset.sample is not None:
+        return lambda _, first: lambda key, slots, step: dataset.sample(key, indices=slots)
+    size, batch = len(dataset.splits["train"].label), config.train.batch_size
+
+    def at_chunk(split: data.Split, first: jax.Array) -> Callable:
+        order = pipeline.epoch_order(key, first // steps_per_epoch, size, steps_per_epoch * batch)
+
+        def at(key: jax.Array, slots: jax.Array, step: jax.Array):
+            chosen = pipeline.gather(split, order[step % steps_per_epoch * batch + slots])
+            if dataset.augment is None:
+                return chosen
+            keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
+            return chosen._replace(image=jax.vmap(dataset.augment)(keys, chosen.image))
+
+        return at
+
+    return at_chunk
+
+
+def split(config: ConfigDict, dataset: data.Dataset, name: str, key: jax.Array) -> data.Split:
+    """A split on the host; that of a sampled data set is drawn once, by `key` (the authors redrew it at every pass)."""
+    if dataset.sample is None:
+        return dataset.splits[name]
+    count = min(_DRAWN[name], config.data.limit or _DRAWN[name])
+    return data.Split(*jax.device_get(dataset.sample(key, count)))

@@ -1,0 +1,276 @@
+"""Task `vrgan`: train a generator of Δ̂x for two classes, select its epoch, measure what it draws (section 2.3.1)."""
+
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gradalign_jax import alignment, data, figures, loop, models, paper, parallel, summary, training, weights
+from gradalign_jax.data import pipeline
+from gradalign_jax.deltax import vrgan
+from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.models import pretrained
+from gradalign_jax.tasks import batches
+from gradalign_jax.types import Classifier, Estimate, ResidualGenerator
+from gradalign_jax.workdir import RunError, Workdir
+
+# Streams of randomness below the run's one seed.
+_INIT, _ORDER, _STEP, _VALIDATION_SET, _TEST_SET = range(5)
+FILE = "generator.safetensors"
+
+
+class Best(NamedTuple):
+    """The selected epoch so far (the authors' rule: smallest mean training loss, the later of equals)."""
+
+    generator: Any
+    critic: Any
+    epoch: np.ndarray
+    loss: np.ndarray
+
+
+def create_generator(config: ConfigDict, axis_name: str | None = None) -> ResidualGenerator:
+    """The configured generator."""
+    options = {key: value for key, value in config.generator.items() if key != "name"}
+    return models.create(config.generator.name, axis_name=axis_name, **options)
+
+
+def create_critic(config: ConfigDict) -> Classifier:
+    """The critic: the data set's classifier."""
+    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
+    return models.create(config.model.name, num_classes=2, **options)
+
+
+def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
+    """The Δx that a finished run of this task draws, its generator in evaluation mode.
+
+    Raises:
+      RunError: if the run is unfinished, damaged, or of another data set.
+    """
+    variables, described = weights.read(os.path.join(directory, FILE))
+    config = ConfigDict(described["config"])
+    if config.data.name != dataset.name:
+        raise RunError(f"{directory} holds a generator for {config.data.name}, not {dataset.name}: give another one")
+    generator = create_generator(config)
+
+    def delta_x(variables, image, label, target, index):
+        return generator.apply(variables, image, target, label)[0]
+
+    return Estimate(variables, delta_x, {"source": "vrgan", "digest": described["digest"], "seed": config.seed})
+
+
+class VRGANRun:
+    """One run's parts, put together from the config; `run` is the order of events."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir):
+        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.dataset = batches.load(config)
+        self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
+        self.devices = parallel.devices(config.devices, config.train.batch_size)
+        self.key = jax.random.key(config.seed)
+        self.generator = create_generator(config, parallel.AXIS)
+        self.critic = create_critic(config)
+        self.optimizer = training.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
+        self.notes = list(self.dataset.notes)
+
+    def stream(self, number: int) -> jax.Array:
+        """One of the run's independent streams of randomness."""
+        return jax.random.fold_in(self.key, number)
+
+    # ---- training
+
+    def fresh_state(self) -> vrgan.VRGANState:
+        """The state of step 0, on the host."""
+        state = vrgan.create_state(self.generator, self.critic, self.optimizer, self.stream(_INIT))
+        path = self.config.model.pretrained
+        if path:
+            state = state._replace(critic=pretrained.load(path, state.critic))
+        elif self.config.model.name == "resnet":
+            self.notes.append("critic trained from scratch: no ImageNet weights were given (config.model.pretrained)")
+            logging.warning(self.notes[-1])
+        return jax.device_get(state)
+
+    def chunk(self, length: int):
+        """The compiled training program, on all devices."""
+        config, steps = self.config, self.steps_per_epoch
+        step = vrgan.make_step(
+            self.generator, self.critic, self.optimizer, vrgan.Weights(**config.vrgan), parallel.mean
+        )
+
+        def counted(state: vrgan.VRGANState, batch, keys, settings):
+            first = state.step % steps == 0
+            return step(state._replace(loss=jnp.where(first, 0, state.loss)), batch, keys, settings)
+
+        source = batches.source(config, self.dataset, steps, self.stream(_ORDER))
+        chunk = training.make_chunk(counted, source, length, config.train.batch_size, parallel.mine)
+        program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, None), donate_argnums=(0,))
+        images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
+        images, key = parallel.replicate(images, self.devices), self.stream(_STEP)
+        return lambda state: program(state, images, key, {})
+
+    def train(self) -> Best:
+        """Trains from the last checkpoint, or from step 0, and returns the selected epoch."""
+        config, total = self.config, self.config.train.epochs * self.steps_per_epoch
+        state = self.fresh_state()
+        best = Best(state.generator, state.critic, np.int32(-1), np.float64(np.inf))
+        saved = self.workdir.restore((state, best, np.float64(0)))
+        if saved is not None:
+            state, best, seconds = saved
+            self.started -= float(seconds)
+            logging.warning("going on from step %d", int(state.step))
+        step = int(state.step)
+        self.workdir.open_metrics(step)
+        if step == total:
+            return best
+        length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
+        measure = self.measurement("validation", _VALIDATION_SET)
+
+        def end_epoch(epoch: int, state: vrgan.VRGANState, bar: tqdm) -> None:
+            nonlocal best
+            loss = float(parallel.first(state.loss)) / self.steps_per_epoch
+            last = epoch + 1 == config.train.epochs
+            if last or (epoch + 1) % config.validate.every_epochs == 0:
+                measured = {
+                    f"validation/{k}": float(v.mean()) for k, v in measure(state.generator, state.critic).items()
+                }
+                self.workdir.metrics(int(parallel.first(state.step)), epoch=epoch, **{"epoch/loss": loss}, **measured)
+            if loss <= best.loss:
+                variables = parallel.first((state.generator, state.critic))
+                best = Best(*variables, np.int32(epoch), np.float64(loss))
+
+        def save(step: int, state: vrgan.VRGANState) -> None:
+            self.workdir.save(step, (parallel.first(state), best, np.float64(time.time() - self.started)))
+
+        loop.run(
+            parallel.replicate(state, self.devices),
+            chunk=self.chunk(length),
+            fetch=parallel.first,
+            step=step,
+            length=length,
+            total=total,
+            steps_per_epoch=self.steps_per_epoch,
+            workdir=self.workdir,
+            save=save,
+            end_epoch=end_epoch,
+            checkpoint_minutes=config.train.checkpoint_minutes,
+        )
+        return best
+
+    # ---- measuring
+
+    def split(self, name: str, stream: int) -> data.Split:
+        """The first `validate.images` or `evaluate.images` of a split, on the host."""
+        images = self.config[{"validation": "validate", "test": "evaluate"}[name]].images
+        part = batches.split(self.config, self.dataset, name, self.stream(stream))
+        return jax.tree.map(lambda rows: rows[: images or None], part)
+
+    def measurement(self, name: str, stream: int):
+        """measure(generator variables, critic variables), replicated -> arrays `[N]` of one split's images."""
+        split, exact, config = self.split(name, stream), self.dataset.delta_x, self.config
+        evaluation = Evaluation(
+            self.critic, split, on=self.devices, block=config.evaluate.block, key=self.key, attacks={}, delta_x=None
+        )
+
+        def measure(variables, split, positions):
+            generator, critic = variables
+            image, label, index = pipeline.gather(split, positions)
+            residual = self.generator.apply(generator, image, 1 - label, label)[0]
+            norm = jax.vmap(jnp.linalg.norm)
+            measured = {
+                "norm_x": norm(image),
+                "norm_delta": norm(residual),
+                "norm_generated": norm(image + residual),
+                "moved": self.critic.apply(critic, image + residual)[0].argmax(-1) != label,
+            }
+            if exact is not None:
+                known = exact(image, label, 1 - label, index)
+                measured["norm_other"] = norm(image + known)
+                measured["similarity"] = alignment.cosine_similarity(known, residual)
+            return measured
+
+        program = parallel.pmap(measure, self.devices)
+        return lambda generator, critic: evaluation.over_blocks(program, lambda: None, (generator, critic))
+
+    def test(self, best: Best) -> dict[str, Any]:
+        """Norms by class (Table 1), sim(Δx, Δ̂x) where Δx is known, and how many images the critic follows."""
+        generator, critic = parallel.replicate((best.generator, best.critic), self.devices)
+        measured = self.measurement("test", _TEST_SET)(generator, critic)
+        label = self.split("test", _TEST_SET).label
+        names = [name for name in measured if name.startswith("norm_")]
+        by_class = {
+            name.removeprefix("norm_"): {str(c): float(measured[name][label == c].mean()) for c in np.unique(label)}
+            for name in names
+        }
+        similarity = measured.get("similarity")
+        known = similarity is not None
+        return {
+            "similarity": float(similarity.mean()) if known else None,
+            "similarity_sd": float(similarity.std()) if known else None,
+            "similarity_by_class": {str(c): float(similarity[label == c].mean()) for c in np.unique(label)}
+            if known
+            else None,
+            "norms": by_class,
+            "moved": float(measured["moved"].mean()),
+        }
+
+    def draw(self, best: Best) -> None:
+        """A picture: x, Δ̂x, x̂′ and, where it is known, Δx, for a few test images of each class."""
+        split = self.split("test", _TEST_SET)
+        few = np.concatenate([np.flatnonzero(split.label == c)[:4] for c in (0, 1)])
+        image, label, index = pipeline.gather(
+            data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few))
+        )
+        residual = jax.jit(self.generator.apply)(best.generator, image, 1 - label, label)[0]
+        vectors = {"Δ̂x": residual}
+        if self.dataset.delta_x is not None:
+            vectors["Δx"] = self.dataset.delta_x(image, label, 1 - label, index)
+        order = ["x", *vectors, "x̂′"]
+        figures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
+
+    def run(self) -> dict[str, Any]:
+        """Trains, selects, saves the generator, measures it; returns the content of result.json."""
+        best = self.train()
+        weights.write(self.workdir.path / FILE, best.generator, config=self.config.to_dict(), epoch=int(best.epoch))
+        measured = self.test(best)
+        self.draw(best)
+        return {
+            "dataset": self.config.data.name,
+            "task": "vrgan",
+            "seed": self.config.seed,
+            **measured,
+            "best": {"epoch": int(best.epoch), "loss": float(best.loss)},
+            "seconds": time.time() - self.started,
+            "devices": [device.device_kind for device in self.devices],
+            "versions": summary.versions(),
+            "notes": self.notes,
+            "config": self.config.to_dict(),
+        }
+
+
+def table(outcome: dict[str, Any]) -> str:
+    """Norms by class and similarity beside the paper's (Table 1, section 3.2), for a terminal."""
+    names = {"x": "|x|", "delta": "|Δ̂x|", "generated": "|x̂′|", "other": "|x′|"}
+    norms = {shown: outcome["norms"][name] for name, shown in names.items() if name in outcome["norms"]}
+    lines = [f"{outcome['dataset']}, vrgan, seed {outcome['seed']}", "class" + "".join(f"{n:>10}" for n in norms)]
+    for label in outcome["norms"]["x"]:
+        lines.append(f"{label:5}" + "".join(f"{values[label]:10.4g}" for values in norms.values()))
+    if outcome["similarity"] is not None:
+        known = paper.SIMILARITY.get(outcome["dataset"])
+        lines.append(
+            f"sim(Δx, Δ̂x)  here {outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f} (over images)"
+            + (f"   paper {known[0]:.3f} ± {known[1]:.3f}" if known else "")
+        )
+    lines.append(f"x̂′ that the critic calls the other class: {outcome['moved']:.1%}")
+    return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])
+
+
+def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+    """Trains and measures the configured generator, or goes on with it; returns its result."""
+    result = VRGANRun(config, workdir).run()
+    workdir.finish(result)
+    return result

@@ -141,7 +141,7 @@ def measure(item: bench_items.Item, rounds: int, machine: dict, clock: Callable[
             time.sleep(GAP)
             if calls[side] > 1:
                 item.sides[side]()  # untimed: refills the caches and wakes this side's threads
-            times[side].append(seconds(item.sides[side], calls[side], clock))
+            times[side].append(seconds(item.sides[side], calls[side], clock) / item.parts)
     ours = statistics.median(times["ours"])
     ratios = {
         side: statistics.median(theirs / mine for theirs, mine in zip(times[side], times["ours"], strict=True))
@@ -163,7 +163,8 @@ def measure(item: bench_items.Item, rounds: int, machine: dict, clock: Callable[
 COLUMNS = ("item", "ours", "authors' way", "lean PyTorch", "authors / ours", "lean / ours")
 COLUMNS += ("compile s", "of matmul rate", "agreement")
 HEADER = f"""
-ms per step, medians; ratios are medians over rounds, above 1 where ours is faster
+ms per step (of a projection: for one image and class), medians; ratios are medians over rounds, above 1 where ours is
+faster
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|"""
 

@@ -18,7 +18,7 @@ from gradalign_jax import alignment, data, figures, paper, parallel, store, summ
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import projection
 from gradalign_jax.models import biggan, biggan_folded
-from gradalign_jax.tasks import gan
+from gradalign_jax.tasks import batches, gan
 from gradalign_jax.types import Array, Estimate
 from gradalign_jax.workdir import RunError, Workdir
 
@@ -73,12 +73,7 @@ class ProjectRun:
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir, self.started = config, workdir, time.time()
-        self.dataset = data.load(
-            config.data.name,
-            data_dir=config.data.dir or None,
-            cache_dir=config.data.cache or None,
-            limit=config.data.limit or None,
-        )
+        self.dataset = batches.load(config)
         _, self.variables, self.described = gan.load_generator(config.project.generator, config.project.ema)
         check_generator(config.project.generator, self.described, self.dataset)
         self.devices = parallel.devices(config.devices, 0)
@@ -263,7 +258,7 @@ def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estima
         return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
 
     arrays = {"z": z, "row": row, "generator": biggan_folded.fold(variables)}
-    described = {"source": "projection", "directory": str(directory), **found.identity}
+    described = {"source": "projection", "digest": found.identity["generator"], "store": found.identity}
     return Estimate(arrays, delta_x, described, index)
 
 

@@ -10,28 +10,30 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | gan | project, and smoke."""
-    method, smoke = common.parse(argument, (*common.METHODS, "gan", "project"))
-    if method == "gan":
+    """baseline | align | pgd | evaluate | gan | project, and smoke."""
+    task, smoke = common.parse(argument, (*common.CLASSIFIER_TASKS, "gan", "project"))
+    if task == "gan":
         return common.gan("cifar10", smoke=smoke)
-    if method == "project":
+    if task == "project":
         return common.project("cifar10", penalty=0.03, learning_rate=0.1, batch=128, smoke=smoke)
     model = {"name": "resnet", "channels": 3, "stem": "cifar", "frozen_norm": False, "input_mapping": "unit"}
-    config = common.classifier("cifar10", method, dimensions=32 * 32 * 3, model=model)
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 1e-2
-    config.train.batch_size = 128
-    config.train.epochs = 100
-    config.train.steps_per_epoch = 0
-    config.train.log_every = 39
-    config.align.weight = 0.3
-    config.attack.epsilon = 0.01
+    config = common.classifier("cifar10", task, dimensions=32 * 32 * 3, model=model)
     config.attack.loss = "cross_entropy"
-    config.validate.first_epoch = 33
     config.evaluate.linf_epsilons = (0.001, 0.003, 0.006, 0.01, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3, 0.6)
     config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 32 * 32 * 3)
-    config.validate.epsilons = config.evaluate.linf_epsilons
+    if task != "evaluate":
+        config.optimizer.name = "sgd"
+        config.optimizer.learning_rate = 1e-2
+        config.train.batch_size = 128
+        config.train.epochs = 100
+        config.train.steps_per_epoch = 0
+        config.train.log_every = 39
+        config.align.weight = 0.3
+        config.attack.epsilon = 0.01
+        config.validate.first_epoch = 33
+        config.validate.epsilons = config.evaluate.linf_epsilons
     if smoke:
         common.smoke(config)
-        config.validate.first_epoch = 0
+        if task != "evaluate":
+            config.validate.first_epoch = 0
     return config

@@ -11,8 +11,9 @@ import math
 
 from ml_collections import ConfigDict
 
-METHODS = ("baseline", "align", "pgd")  # of training a classifier
-DIRECT = (*METHODS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
+METHODS = ("baseline", "align", "pgd")
+CLASSIFIER_TASKS = (*METHODS, "evaluate")
+DIRECT = (*CLASSIFIER_TASKS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
 
 # Every option of a model's `create`, at its default.
 MODELS = {
@@ -59,6 +60,38 @@ def base(dataset: str, task: str) -> ConfigDict:
     return config
 
 
+def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
+    """Adds the keys of how a classifier is measured, in every task that does."""
+    config.attack = ConfigDict()  # PGD L∞, for training by method pgd, for validation and for the test
+    config.attack.step_size = 0.02  # η
+    config.attack.steps = 40  # k
+    config.attack.loss = "margin"  # margin | cross_entropy
+    config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's own range where wider
+
+    config.evaluate = ConfigDict()  # of the best epoch, on the test split
+    config.evaluate.images = 0  # the first so many of the test split; 0: all
+    config.evaluate.block = 100  # images per device and program
+    config.evaluate.linf_epsilons = ()  # of PGD L∞ and of Square Attack
+    config.evaluate.l2_epsilons = ()
+    config.evaluate.l2_step_size = 0.02 * math.sqrt(dimensions)  # η∞ √n
+    config.evaluate.square_queries = 0  # of Square Attack; 0: leave it out (paper A.1: 5000)
+    config.evaluate.square_images = 0  # the first so many of those; 0: all
+    config.evaluate.cw_images = 0  # the first so many that Carlini-Wagner attacks too (Figure 7); 0: none
+    config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; the paper takes another one than training's
+    config.evaluate.store = ""
+    config.evaluate.same_generator = False  # allow the one that trained
+    return config
+
+
+def evaluate(dataset: str, dimensions: int) -> ConfigDict:
+    """The keys of an evaluation of a finished classifier run; its model, method and seed are that run's."""
+    config = measured(base(dataset, "evaluate"), dimensions)
+    del config.seed
+    config.classifier = ""  # directory of the finished run
+    config.evaluate.square_queries = 5000
+    return config
+
+
 def _model_and_training(config: ConfigDict, model: dict) -> None:
     config.model = ConfigDict(
         MODELS[model["name"]] | model
@@ -79,10 +112,11 @@ def _model_and_training(config: ConfigDict, model: dict) -> None:
 
 
 def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
-    """The keys of a classifier run, with the values that most data sets share."""
-    config = base(dataset, "classifier")
+    """The keys of a classifier run, or of an evaluation, with the values that most data sets share."""
+    if method == "evaluate":
+        return evaluate(dataset, dimensions)
+    config = measured(base(dataset, "classifier"), dimensions)
     config.method = method  # baseline | align | pgd
-
     _model_and_training(config, model)
     config.optimizer.name = "adam"  # adam | sgd
     config.optimizer.momentum = 0.9  # sgd
@@ -94,29 +128,14 @@ def classifier(dataset: str, method: str, dimensions: int, model: dict) -> Confi
     config.delta_x.generator = ""  # directory of a finished vrgan run
     config.delta_x.store = ""  # directory of a finished project run
 
-    config.attack = ConfigDict()  # PGD L∞, for training by method pgd, for validation and for the test
     config.attack.epsilon = 0.3  # of pgd training (paper A.1)
-    config.attack.step_size = 0.02  # η
-    config.attack.steps = 40  # k
-    config.attack.loss = "margin"  # margin | cross_entropy
-    config.attack.training_dtype = "float32"  # or bfloat16: kernels that pgd training's attack sees, nothing else
-    config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's own range where wider
+    config.attack.training_dtype = "bfloat16"  # or float32: kernels that pgd training's attack sees, nothing else
 
     config.validate = ConfigDict()
     config.validate.every_epochs = 1
     config.validate.images = 0  # the first so many of the validation split; 0: all
     config.validate.first_epoch = 0  # earlier epochs (from 0) are not candidates for the best one
     config.validate.epsilons = ()  # the L∞ grid; its ε50% selects the epoch
-
-    config.evaluate = ConfigDict()  # of the best epoch, on the test split
-    config.evaluate.images = 0  # the first so many of the test split; 0: all
-    config.evaluate.block = 100  # images per device and program
-    config.evaluate.linf_epsilons = ()
-    config.evaluate.l2_epsilons = ()
-    config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; the paper takes another one than training's
-    config.evaluate.store = ""
-    config.evaluate.same_generator = False  # allow the one that trained
-    config.evaluate.l2_step_size = 0.02 * math.sqrt(dimensions)  # η∞ √n
     return config
 
 
@@ -223,15 +242,18 @@ def scaled(epsilons: tuple[float, ...], dimensions: int) -> tuple[float, ...]:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks a run to a minute or two on a laptop's CPU, on real data and through every stage."""
     config.data.limit = 512
-    config.train.epochs = 2
-    config.train.steps_per_epoch = 4
-    config.train.batch_size = min(config.train.batch_size, 16)
-    config.train.log_every = 2
-    config.validate.images = 32
     config.evaluate.images = 32
     config.evaluate.block = 32
     config.attack.steps = min(config.attack.steps, 5)
     for grid in ("linf_epsilons", "l2_epsilons"):
         config.evaluate[grid] = config.evaluate[grid][1::3]
+    if config.task == "evaluate":
+        config.evaluate.square_queries = 50
+        return config
+    config.train.epochs = 2
+    config.train.steps_per_epoch = 4
+    config.train.batch_size = min(config.train.batch_size, 16)
+    config.train.log_every = 2
+    config.validate.images = 32
     config.validate.epsilons = config.validate.epsilons[1::3]
     return config

@@ -12,27 +12,31 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | vrgan, and smoke."""
-    method, smoke = common.parse(argument, common.DIRECT)
+    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
-    if method == "vrgan":
+    if task == "vrgan":
         config = common.vrgan("copd", model, {"name": "unet", "width": 64, "downsamplings": 4}, smoke)
         config.evaluate.block = 10
     else:
-        config = common.classifier("copd", method, dimensions=224 * 224, model=model)
-        config.align.weight = 10.0
-        config.attack.epsilon = 0.006
+        config = common.classifier("copd", task, dimensions=224 * 224, model=model)
         config.evaluate.linf_epsilons = (0.002, 0.006, 0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8)
         config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 224 * 224)
-        config.validate.epsilons = config.evaluate.linf_epsilons
         config.evaluate.block = 20
+        if task != "evaluate":
+            config.align.weight = 10.0
+            config.attack.epsilon = 0.006
+            config.validate.epsilons = config.evaluate.linf_epsilons
         if smoke:
             common.smoke(config)
             config.attack.steps = 3
     _films(config)
     if smoke:
-        config.data.limit, config.train.batch_size, config.train.steps_per_epoch = 32, 4, 4
-        config.validate.images = config.evaluate.images = config.evaluate.block = 8
+        config.data.limit = 32
+        config.evaluate.images = config.evaluate.block = 8
+        if task != "evaluate":
+            config.train.batch_size, config.train.steps_per_epoch = 4, 4
+            config.validate.images = 8
     return config
 
 

@@ -10,21 +10,22 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | gan | project, and smoke."""
-    method, smoke = common.parse(argument, (*common.METHODS, "gan", "project"))
-    if method == "gan":
+    """baseline | align | pgd | evaluate | gan | project, and smoke."""
+    task, smoke = common.parse(argument, (*common.CLASSIFIER_TASKS, "gan", "project"))
+    if task == "gan":
         return common.gan("mnist", smoke=smoke)
-    if method == "project":
+    if task == "project":
         return common.project("mnist", penalty=1.5, learning_rate=0.2, batch=64, smoke=smoke)
     model = {"name": "resnet", "channels": 1, "input_mapping": "unit"}
-    config = common.classifier("mnist", method, dimensions=28 * 28, model=model)
-    config.optimizer.b1, config.optimizer.b2 = 0.5, 0.999
-    config.train.batch_size = 64
-    config.train.steps_per_epoch = 0
-    config.train.log_every = 281  # an epoch has 843 = 3 * 281 steps
-    config.align.weight = 0.3
+    config = common.classifier("mnist", task, dimensions=28 * 28, model=model)
     config.attack.loss = "cross_entropy"
     config.evaluate.linf_epsilons = (0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
     config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 28 * 28)
-    config.validate.epsilons = config.evaluate.linf_epsilons
+    if task != "evaluate":
+        config.optimizer.b1, config.optimizer.b2 = 0.5, 0.999
+        config.train.batch_size = 64
+        config.train.steps_per_epoch = 0
+        config.train.log_every = 281  # an epoch has 843 = 3 * 281 steps
+        config.align.weight = 0.3
+        config.validate.epsilons = config.evaluate.linf_epsilons
     return common.smoke(config) if smoke else config

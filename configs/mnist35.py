@@ -10,13 +10,14 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | vrgan, and smoke."""
-    method, smoke = common.parse(argument, common.DIRECT)
+    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
-    if method == "vrgan":
+    if task == "vrgan":
         return common.vrgan("mnist35", model, {"name": "unet", "width": 64, "downsamplings": 2}, smoke)
-    config = common.classifier("mnist35", method, dimensions=28 * 28, model=model)
+    config = common.classifier("mnist35", task, dimensions=28 * 28, model=model)
     config.evaluate.linf_epsilons = (0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
     config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 28 * 28)
-    config.validate.epsilons = config.evaluate.linf_epsilons
+    if task != "evaluate":
+        config.validate.epsilons = config.evaluate.linf_epsilons
     return common.smoke(config) if smoke else config

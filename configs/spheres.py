@@ -10,29 +10,32 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | vrgan, and smoke."""
-    method, smoke = common.parse(argument, common.DIRECT)
+    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "mlp"}
-    if method == "vrgan":
+    if task == "vrgan":
         config = common.vrgan("spheres", model, {"name": "residual_mlp"}, smoke)
         config.train.batch_size, config.train.epochs, config.train.steps_per_epoch = 50, 80, 10_000
         config.train.log_every = 500
         if smoke:
             config.train.epochs, config.train.steps_per_epoch, config.train.log_every = 4, 500, 50
         return config
-    config = common.classifier("spheres", method, dimensions=500, model=model)
-    config.train.batch_size = 50
-    config.train.epochs = 80
-    config.train.steps_per_epoch = 10_000
-    config.train.log_every = 500
-    config.attack.epsilon = 0.005
+    config = common.classifier("spheres", task, dimensions=500, model=model)
     config.attack.step_size = 0.002
-    config.validate.epsilons = (0.002, 0.004, 0.006, 0.008, 0.01, 0.02)
     config.evaluate.linf_epsilons = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02)
     config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 500)
     config.evaluate.l2_step_size = 0.002 * 500**0.5
-    if smoke:  # cheap enough to keep its grids, its attack and its images
+    if task != "evaluate":
+        config.train.batch_size = 50
+        config.train.epochs = 80
+        config.train.steps_per_epoch = 10_000
+        config.train.log_every = 500
+        config.attack.epsilon = 0.005
+        config.validate.epsilons = (0.002, 0.004, 0.006, 0.008, 0.01, 0.02)
+    if smoke and task != "evaluate":  # cheap enough to keep its grids, its attack and its images
         config.train.epochs = 4
-        config.train.steps_per_epoch = {"baseline": 1000, "align": 1000, "pgd": 250}[method]
+        config.train.steps_per_epoch = {"baseline": 1000, "align": 1000, "pgd": 250}[task]
         config.train.log_every = 50
+    if smoke and task == "evaluate":
+        config.evaluate.images, config.evaluate.square_queries = 200, 200
     return config

@@ -9,20 +9,21 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | vrgan | gan | project, and smoke."""
-    method, smoke = common.parse(argument, (*common.DIRECT, "gan", "project"))
-    if method == "gan":
+    """baseline | align | pgd | evaluate | vrgan | gan | project, and smoke."""
+    task, smoke = common.parse(argument, (*common.DIRECT, "gan", "project"))
+    if task == "gan":
         config = common.gan("squares32", iterations=25_000, smoke=smoke)
         config.gan.use_validation = False  # drawn apart; the authors train on the 10,000 alone
         return config
-    if method == "project":
+    if task == "project":
         return common.project("squares32", penalty=0.03, learning_rate=0.2, batch=12, smoke=smoke)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "unit"}
-    if method == "vrgan":
+    if task == "vrgan":
         return common.vrgan("squares32", model, {"name": "unet", "width": 64, "downsamplings": 2}, smoke)
-    config = common.classifier("squares32", method, dimensions=32 * 32, model=model)
-    config.attack.epsilon = 0.2
+    config = common.classifier("squares32", task, dimensions=32 * 32, model=model)
     config.evaluate.linf_epsilons = (0.002, 0.006, 0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
     config.evaluate.l2_epsilons = common.scaled(config.evaluate.linf_epsilons, 32 * 32)
-    config.validate.epsilons = config.evaluate.linf_epsilons
+    if task != "evaluate":
+        config.attack.epsilon = 0.2
+        config.validate.epsilons = config.evaluate.linf_epsilons
     return common.smoke(config) if smoke else config

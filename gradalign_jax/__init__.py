@@ -1,3 +1,13 @@
 """gradalign_jax: in which direction do the input gradients of robust classifiers point?"""
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate"]
+
+
+def __getattr__(name: str):
+    """Imports `evaluate`, and JAX with it, when it is first asked for."""
+    if name == "evaluate":
+        from gradalign_jax.library import evaluate
+
+        return evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

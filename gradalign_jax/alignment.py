@@ -132,6 +132,29 @@ def measure(
     return result
 
 
+def by_class(
+    logits_fn: LogitsFn, delta_x: DeltaX | None, image: Array, label: Array, index: Array | None = None
+) -> dict[str, Array]:
+    """Lemma 1's linear approximation and the alignment towards every class; arguments as in `measure`.
+
+    Returns:
+      `[B, K]` arrays: `distance` (signed, linearised, to each class's boundary with y; +inf at y) and, with a Δx,
+      `alignment` (cos(Δx to class k, ∇(logit_k - logit_y)); NaN at y).
+    """
+    logits, jacobian = input_jacobian(logits_fn, image)
+    classes, rows = logits.shape[-1], jnp.arange(len(image))
+    result = {"distance": closest_class(logits, jacobian, label)[1]}
+    if delta_x is not None:
+
+        def towards(k):
+            target = jnp.full_like(label, k)
+            cosine = cosine_similarity(delta_x(image, label, target, index), jacobian[:, k] - jacobian[rows, label])
+            return jnp.where(label == k, jnp.nan, cosine)
+
+        result["alignment"] = jax.lax.map(towards, jnp.arange(classes)).T
+    return result
+
+
 def target_gradient(logits_fn: LogitsFn, image: Array, label: Array) -> tuple[Array, Array]:
     """∇ℓ(x) `[B, ...]` with ℓ = logit_c̃ - logit_y (Eq. 6), and c̃ `[B]`: the gradient that should point along Δx."""
     logits, jacobian = input_jacobian(logits_fn, image)

@@ -1,4 +1,4 @@
-"""Measures a classifier on one split: who is misclassified under an attack of size ε, and every alignment.
+"""Measures a classifier on one split: what it says under an attack of size ε, and every alignment.
 
 The split goes through in blocks of one fixed size, whole blocks to a device, keyed image by image. What is measured
 of an image thus depends neither on the number of devices nor on who shares its block, and ε, being traced, never
@@ -7,11 +7,14 @@ recompiles. Reductions are the caller's, on the host.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from gradalign_jax import alignment, parallel
+from gradalign_jax.attacks import pgd, square
+from gradalign_jax.attacks.cw import Found
 from gradalign_jax.data import pipeline
 from gradalign_jax.types import Array, Attack, Classifier, Estimate, Variables
 
@@ -19,14 +22,20 @@ from gradalign_jax.types import Array, Attack, Classifier, Estimate, Variables
 class Evaluation:
     """One split on the devices, and the compiled programs that measure on it.
 
+    Every measurement takes `variables` with a leading device axis, as `parallel.replicate` makes it, and `part`, the
+    images to measure (a range of places in the split; default: all).
+
     Args:
       classifier: the model; evaluation mode is used throughout.
       split: images, labels and indices on the host.
       on: the devices.
       block: images per device and program call.
-      key: the attacks' random starts derive from it, ε's index in no way: all ε share their noise.
+      key: the attacks' randomness derives from it, ε's index in no way: all ε share their noise.
       attacks: by name, as `attacks.pgd.make` builds them.
       delta_x: for ᾱ_Δx; None leaves it out.
+      loss: what the attacks ascend; where its gradient is zero they are blind.
+      black_box: `attacks.square.parts(...)`.
+      nearest: `attacks.cw.make(...)`.
     """
 
     def __init__(
@@ -39,82 +48,124 @@ class Evaluation:
         key: Array,
         attacks: Mapping[str, Attack],
         delta_x: Estimate | None,
+        loss: str = "margin",
+        black_box: square.Parts | None = None,
+        nearest: Callable[..., Found] | None = None,
     ):
-        self.size = len(split.label)
+        self.size, self.label, self.block = len(split.label), np.asarray(split.label), min(block, len(split.label))
         self._on, self._key = on, key
-        self._blocks = self._plan(block)
         self._data = parallel.replicate(split, on)
         self._estimate = parallel.replicate(delta_x.arrays if delta_x else (), on)
+        self._delta_x, self._loss = delta_x, loss
 
-        def logits_fn_of(variables: Variables):
-            return lambda image: classifier.apply(variables, image, train=False)[0]
+        def compiled(program: Callable, *in_axes: int | None) -> Callable:
+            """program(logits_fn, batch, keys, rows, *rest), over the places `rows["place"]` of the split."""
 
-        def attacked(attack: Attack) -> Callable:
-            def wrong(variables, data, positions, key, epsilon, step_size):
-                batch = pipeline.gather(data, positions)
-                keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
-                logits_fn = logits_fn_of(variables)
-                image = attack(logits_fn, keys, batch.image, batch.label, epsilon, step_size)
-                return logits_fn(image).argmax(-1) != batch.label
+            def on_device(variables, data, key, rows, *rest):
+                batch = pipeline.gather(data, rows["place"])
+                keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(rows["place"])
+                return program(
+                    lambda image: classifier.apply(variables, image, train=False)[0], batch, keys, rows, *rest
+                )
 
-            return parallel.pmap(wrong, on, in_axes=(0, 0, 0, None, None, None))
+            return parallel.pmap(on_device, on, in_axes=(0, 0, None, 0, *in_axes))
 
-        def clean(variables, data, positions):
-            batch = pipeline.gather(data, positions)
-            return logits_fn_of(variables)(batch.image).argmax(-1) != batch.label
+        def attacked(attack, logits_fn, batch, keys, rows, epsilon, step_size):
+            return logits_fn(attack(logits_fn, keys, batch.image, batch.label, epsilon, step_size)).argmax(-1)
 
-        def aligned(variables, data, positions, arrays):
-            bound = delta_x and partial(delta_x.delta_x, arrays)
-            return alignment.measure(logits_fn_of(variables), bound, *pipeline.gather(data, positions))
+        def start(logits_fn, batch, keys, rows):
+            return black_box.start(logits_fn, keys, batch.image, batch.label, rows["epsilon"])
 
-        self._attacked = {name: attacked(attack) for name, attack in attacks.items()}
-        self._clean = parallel.pmap(clean, on)
-        self._aligned = parallel.pmap(aligned, on)
+        def search(logits_fn, batch, keys, rows, first, last):
+            arguments = (keys, batch.image, batch.label, rows["epsilon"], rows["state"], first, last)
+            return black_box.search(logits_fn, *arguments)
 
-    def _plan(self, block: int) -> list[Array]:
-        """Positions `[devices, block]` of each program call; the last call repeats blocks to fill its devices."""
-        positions, self._mask = pipeline.padded_blocks(self.size, min(block, self.size))
-        count = len(self._on)
-        missing = -len(positions) % count
-        positions = np.concatenate([positions, np.broadcast_to(positions[-1:], (missing, positions.shape[1]))])
-        return [parallel.split(group, self._on) for group in positions.reshape(-1, count, positions.shape[1])]
+        self._attacked = {name: compiled(partial(attacked, attack), None, None) for name, attack in attacks.items()}
+        self._clean = compiled(lambda logits_fn, batch, keys, rows: logits_fn(batch.image).argmax(-1))
+        self._aligned = compiled(self._align, 0)
+        self._by_class = compiled(self._align_by_class, 0)
+        self._start, self._search = compiled(start), compiled(search, None, None)
+        self._nearest = compiled(lambda logits_fn, batch, *_: nearest(logits_fn, batch.image, batch.label).distance)
 
-    @property
-    def calls(self) -> int:
-        """Program calls that one measurement takes."""
-        return len(self._blocks)
+    def _align(self, logits_fn, batch, keys, rows, arrays):
+        bound = self._delta_x and partial(self._delta_x.delta_x, arrays)
+        blind = pgd.vanishing(logits_fn, batch.image, batch.label, self._loss)
+        return alignment.measure(logits_fn, bound, *batch) | {"zero_gradient": blind}
 
-    def over_blocks(self, program: Callable, tick: Callable, variables: Variables, *arguments):
-        """Calls `program(variables, split, positions, *arguments)` on all blocks, as `parallel.pmap` made it.
+    def _align_by_class(self, logits_fn, batch, keys, rows, arrays):
+        return alignment.by_class(logits_fn, self._delta_x and partial(self._delta_x.delta_x, arrays), *batch)
 
-        Puts the results, rows of images each, back in order, on the host.
+    def over_blocks(self, program: Callable, variables: Variables, rows: Any = None, *rest) -> Any:
+        """Calls `program(variables, split, key, rows, *rest)`, as `parallel.pmap` made it, block by block.
+
+        rows: arrays `[n, ...]`, "place" in the split among them; None: every place. Returns `[n, ...]`, on the host.
         """
-        pending = [program(variables, self._data, block, *arguments) for block in self._blocks]
-        results = []
-        for result in pending:  # all are on their way; fetching the first does not hold up the rest
-            results.append(jax.device_get(result))
-            tick()
-        blocks = len(self._mask)
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:blocks][self._mask], *results)
+        rows = self._rows(None) if rows is None else rows
+        count, group = len(rows["place"]), len(self._on) * self.block
+        pending = []
+        for first in range(0, count, group):  # the last call repeats a row until it is full
+            some = np.arange(first, first + group).clip(max=count - 1).reshape(len(self._on), self.block)
+            chosen = parallel.split(jax.tree.map(lambda leaf: leaf[some], rows), self._on)
+            pending.append(program(variables, self._data, self._key, chosen, *rest))
+        # All are on their way; fetching the first does not hold up the rest.
+        results = jax.device_get(pending)
+        return jax.tree.map(
+            lambda *parts: np.concatenate([part.reshape(group, *part.shape[2:]) for part in parts])[:count], *results
+        )
 
-    def errors(
+    def _rows(self, part: range | None) -> dict[str, np.ndarray]:
+        return {"place": np.asarray(range(self.size) if part is None else part, np.int32)}
+
+    def predictions(
+        self, variables: Variables, attack: str, epsilon: float, step_size: float, part: range | None = None
+    ) -> np.ndarray:
+        """The class each image is taken for after an attack of size ε, int `[n]`; no attack at ε = 0."""
+        if epsilon == 0:
+            return self.over_blocks(self._clean, variables, self._rows(part))
+        values = (np.float32(epsilon), np.float32(step_size))
+        return self.over_blocks(self._attacked[attack], variables, self._rows(part), *values)
+
+    def errors(self, variables: Variables, attack: str, epsilon: float, step_size: float) -> np.ndarray:
+        """Which images are misclassified after an attack of size ε, bool `[N]`."""
+        return self.predictions(variables, attack, epsilon, step_size) != self.label
+
+    def alignments(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
+        """All of `alignment.measure`, and whether the loss's gradient is zero (`zero_gradient`), `[n]` each."""
+        return self.over_blocks(self._aligned, variables, self._rows(part), self._estimate)
+
+    def by_class(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
+        """All of `alignment.by_class`, `[n, K]` each."""
+        return self.over_blocks(self._by_class, variables, self._rows(part), self._estimate)
+
+    def square(
         self,
         variables: Variables,
-        attack: str,
-        epsilon: float,
-        step_size: float,
-        tick: Callable = lambda: None,
-    ) -> np.ndarray:
-        """Which images are misclassified after an attack of size ε, bool `[N]`; no attack at ε = 0.
+        epsilons: Sequence[float],
+        queries: int,
+        part: range | None = None,
+        tick: Callable[[int, int], None] = lambda queries, left: None,
+    ) -> dict[str, np.ndarray]:
+        """Square Attack at all ε at once: `fooled` (or misclassified before) and `queries` spent, `[ε, n]` each.
 
-        `variables` carry a leading device axis, as `parallel.replicate` makes it; `tick()` is called after each of
-        the `calls` program calls.
+        (image, ε) pairs fill the blocks; the fooled leave after each chunk of queries and the rest close ranks.
         """
-        if epsilon == 0:
-            return self.over_blocks(self._clean, tick, variables)
-        values = (np.float32(epsilon), np.float32(step_size))
-        return self.over_blocks(self._attacked[attack], tick, variables, self._key, *values)
+        place = self._rows(part)["place"]
+        rows = {
+            "place": np.tile(place, len(epsilons)),
+            "epsilon": np.repeat(np.asarray(epsilons, np.float32), len(place)),
+        }
 
-    def alignments(self, variables: Variables, tick: Callable = lambda: None) -> dict[str, np.ndarray]:
-        """All of `alignment.measure`, `[N]` each."""
-        return self.over_blocks(self._aligned, tick, variables, self._estimate)
+        def start(pairs):
+            return self.over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
+
+        def search(pairs, state, first, last):
+            chosen = {name: leaf[pairs] for name, leaf in rows.items()} | {"state": state}
+            return self.over_blocks(self._search, variables, chosen, np.int32(first), np.int32(last))
+
+        state = square.run(start, search, len(rows["place"]), queries, tick)
+        shape = (len(epsilons), len(place))
+        return {"fooled": (state.margin <= 0).reshape(shape), "queries": state.queries.reshape(shape)}
+
+    def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
+        """The L2 distance to the nearest image found to be misclassified, `[n]`; +inf where none was."""
+        return self.over_blocks(self._nearest, variables, self._rows(part))

@@ -62,6 +62,22 @@ def epsilon_half(epsilons: Sequence[float], errors: Sequence[float]) -> EpsilonH
     return EpsilonHalf(float(eps[i - 1] + fraction * (eps[i] - eps[i - 1])), threshold, censored)
 
 
+def smallest_epsilon(epsilons: Sequence[float], wrong: np.ndarray) -> np.ndarray:
+    """The smallest ε that fools each image, `[N]`; +inf where none does.
+
+    Args:
+      epsilons: ascending, `[E]`.
+      wrong: bool `[E, N]`, who is misclassified at each.
+
+    Raises:
+      ValueError: if ε does not ascend or `wrong` has another number of rows.
+    """
+    eps, wrong = np.asarray(epsilons, float), np.asarray(wrong, bool)
+    if wrong.ndim != 2 or len(wrong) != len(eps) or not np.all(np.diff(eps) > 0):
+        raise ValueError(f"epsilons must ascend and have a row of wrong each, got {eps.tolist()} and {wrong.shape}")
+    return np.where(wrong.any(0), eps[wrong.argmax(0)], np.inf)
+
+
 def bracketed_epsilon_half(
     error_at: Callable[[float], float], epsilons: Sequence[float], guess: float | None = None
 ) -> tuple[EpsilonHalf, dict[float, float]]:

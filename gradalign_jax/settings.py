@@ -31,6 +31,21 @@ _SHARED = {
     "matmul_precision": _one_of("highest", "high", "default"),
     "data.limit": _ZERO_OR_MORE,
 }
+# How a classifier is measured, in any task that does.
+_TEST = {
+    "attack.step_size": _POSITIVE,
+    "attack.steps": _COUNT,
+    "attack.loss": _one_of("margin", "cross_entropy"),
+    "attack.clip": _one_of("range", "data"),
+    "evaluate.images": _ZERO_OR_MORE,
+    "evaluate.block": _COUNT,
+    "evaluate.linf_epsilons": _GRID,
+    "evaluate.l2_epsilons": _GRID,
+    "evaluate.l2_step_size": _POSITIVE,
+    "evaluate.square_queries": ("must lie in 0 to 200000", lambda v: 0 <= v <= 200_000),
+    "evaluate.square_images": _ZERO_OR_MORE,
+    "evaluate.cw_images": _ZERO_OR_MORE,
+}
 _TRAINING = {
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.b1": _FRACTION,
@@ -45,23 +60,20 @@ _TRAINING = {
     "evaluate.images": _ZERO_OR_MORE,
     "evaluate.block": _COUNT,
 }
-_CLASSIFIER = _TRAINING | {
-    "method": _one_of("baseline", "align", "pgd"),
-    "optimizer.name": _one_of("adam", "sgd"),
-    "optimizer.momentum": _FRACTION,
-    "align.weight": _ZERO_OR_MORE,
-    "attack.epsilon": _ZERO_OR_MORE,
-    "attack.step_size": _POSITIVE,
-    "attack.steps": _COUNT,
-    "attack.loss": _one_of("margin", "cross_entropy"),
-    "attack.training_dtype": _one_of("float32", "bfloat16"),
-    "attack.clip": _one_of("range", "data"),
-    "validate.first_epoch": _ZERO_OR_MORE,
-    "validate.epsilons": _GRID,
-    "evaluate.linf_epsilons": _GRID,
-    "evaluate.l2_epsilons": _GRID,
-    "evaluate.l2_step_size": _POSITIVE,
-}
+_CLASSIFIER = (
+    _TEST
+    | _TRAINING
+    | {
+        "method": _one_of("baseline", "align", "pgd"),
+        "optimizer.name": _one_of("adam", "sgd"),
+        "optimizer.momentum": _FRACTION,
+        "align.weight": _ZERO_OR_MORE,
+        "attack.epsilon": _ZERO_OR_MORE,
+        "attack.training_dtype": _one_of("float32", "bfloat16"),
+        "validate.first_epoch": _ZERO_OR_MORE,
+        "validate.epsilons": _GRID,
+    }
+)
 _GAN = {
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.b1": _FRACTION,
@@ -97,7 +109,7 @@ _PROJECT = {
     "project.block": _ZERO_OR_MORE,
 }
 _VRGAN = _TRAINING | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
-TASKS = {"classifier": _CLASSIFIER, "vrgan": _VRGAN, "gan": _GAN, "project": _PROJECT}
+TASKS = {"classifier": _CLASSIFIER, "evaluate": _TEST, "vrgan": _VRGAN, "gan": _GAN, "project": _PROJECT}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -125,14 +137,36 @@ def _check_devices(config: ConfigDict) -> None:
         )
 
 
+def _check_source(name: str, section: ConfigDict) -> None:
+    """Where Δx comes from: one source, and present."""
+    if section.generator and section.store:
+        raise ValueError(f"config.{name}.generator and config.{name}.store are both given: Δx has one source")
+    for kind in ("generator", "store"):
+        if section[kind] and not os.path.isdir(section[kind]):
+            raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
+
+
+def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
+    """Refuses to measure alignment by the Δx that the classifier was trained with.
+
+    Raises:
+      ValueError: if both sections name the same generator or store, and `measuring.same_generator` is False.
+    """
+    for kind in ("generator", "store"):
+        same = (
+            trained[kind] and measuring[kind] and os.path.realpath(trained[kind]) == os.path.realpath(measuring[kind])
+        )
+        if same and not measuring.same_generator:
+            raise ValueError(
+                f"config.evaluate.{kind} is the {kind} that trained: alignment with it would measure how well "
+                "training fitted that one; give another, or config.evaluate.same_generator=True"
+            )
+
+
 def _check_estimates(config: ConfigDict) -> None:
     """A Δx that is trained with and one that measures: present, one of each, and not the same."""
-    for name, section in (("delta_x", config.delta_x), ("evaluate", config.evaluate)):
-        if section.generator and section.store:
-            raise ValueError(f"config.{name}.generator and config.{name}.store are both given: Δx has one source")
-        for kind in ("generator", "store"):
-            if section[kind] and not os.path.isdir(section[kind]):
-                raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
+    _check_source("delta_x", config.delta_x)
+    _check_source("evaluate", config.evaluate)
     if config.method != "align":
         return
     if not (config.delta_x.generator or config.delta_x.store or config.data.name in EXACT_DELTA_X):
@@ -140,14 +174,15 @@ def _check_estimates(config: ConfigDict) -> None:
             f"no exact Δx is known for {config.data.name}: give config.delta_x.generator=DIR of a vrgan run or "
             f"config.delta_x.store=DIR of a project run ({', '.join(EXACT_DELTA_X)} need none)"
         )
-    for kind in ("generator", "store"):
-        trained, measuring = config.delta_x[kind], config.evaluate[kind]
-        same = trained and measuring and os.path.realpath(trained) == os.path.realpath(measuring)
-        if same and not config.evaluate.same_generator:
-            raise ValueError(
-                f"config.evaluate.{kind} is the {kind} that trained: alignment with it would measure how well "
-                "training fitted that one; give another, or config.evaluate.same_generator=True"
-            )
+    check_measuring(config.delta_x, config.evaluate)
+
+
+def _check_evaluate(config: ConfigDict) -> None:
+    _check_source("evaluate", config.evaluate)
+    if not config.classifier:
+        raise ValueError("config.classifier is not given: it is the directory of a finished classifier run")
+    if not os.path.isdir(config.classifier):
+        raise ValueError(f"config.classifier={config.classifier!r}: no such directory; give a finished run's")
 
 
 def _check_training(config: ConfigDict) -> None:
@@ -191,7 +226,13 @@ def _check_project(config: ConfigDict) -> None:
 
 
 # What no single key can tell.
-_CHECKS = {"classifier": _check_classifier, "vrgan": _check_training, "gan": _check_gan, "project": _check_project}
+_CHECKS = {
+    "classifier": _check_classifier,
+    "evaluate": _check_evaluate,
+    "vrgan": _check_training,
+    "gan": _check_gan,
+    "project": _check_project,
+}
 
 
 def check(config: ConfigDict) -> None:

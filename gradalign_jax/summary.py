@@ -8,8 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax import __version__, paper
+from gradalign_jax.measurements import ALPHAS
 
-ALPHAS = ("alpha_delta_x", "alpha_x", "alpha_x_label", "alpha_x_target_label", "alpha_x_closest_predicted")
 _ROWS = {
     "accuracy": "accuracy",
     "pgd_linf": "ε50% PGD L∞",
@@ -31,24 +31,23 @@ def versions() -> dict[str, str]:
 
 def result(
     config: ConfigDict,
+    run: ConfigDict,
     *,
-    accuracy: float,
-    epsilon_half: Mapping[str, float | None],
     measured: Mapping[str, Any],
     best: Mapping[str, Any],
     seconds: float,
     devices: list[str],
     notes: list[str],
 ) -> dict[str, Any]:
-    """What result.json holds: numbers as measured, None where nothing was."""
+    """What result.json holds: numbers as measured (`measurements.summarise`), None where nothing was.
+
+    `run` is the config that trained the classifier: `config` itself, or that of the run which was evaluated.
+    """
     return {
-        "dataset": config.data.name,
-        "method": config.method,
-        "seed": config.seed,
-        "accuracy": accuracy,
-        "epsilon_half": dict(epsilon_half),
-        **{name: measured.get(name) for name in ALPHAS},
-        "curves": measured["curves"],
+        "dataset": run.data.name,
+        "method": run.method,
+        "seed": run.seed,
+        **measured,
         "best": dict(best),
         "seconds": seconds,
         "devices": devices,
@@ -74,4 +73,5 @@ def table(outcome: Mapping[str, Any]) -> str:
     half, alpha = outcome["epsilon_half"]["pgd_l2"], outcome["alpha_delta_x"]
     if outcome["dataset"] == "spheres" and alpha:
         lines.append(f"{'ε50% L2 / ᾱ_Δx':26}{cell(half / alpha)}{cell(0.15)}  (0.15 by Theorem 2)")
+    lines += [f"warning: {line}" for line in outcome.get("warnings", ())]
     return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

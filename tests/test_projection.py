@@ -294,6 +294,11 @@ def test_a_run_leaves_its_store_result_and_picture(finished):
     assert result["traces"] == 1  # over all shards
     assert json.loads((path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert (path / "projections.png").stat().st_size > 0
+    with np.load(path / "pictures.npz") as pictures:  # as the report reads them: here all 6 test images
+        label, image = pictures["label"], pictures["image"]
+        vectors = pictures["projected"][np.arange(LIMIT), 1 - label] - image
+        similarity = cosine_similarity(vectors, pictures["delta_x"])
+    np.testing.assert_allclose(result["similarity"], similarity.mean(), rtol=1e-4)
     assert "paper 0.661 ± 0.070" in project.table(result)
     assert result["loss"]["test"]["with_penalty"] > result["loss"]["test"]["mean"]
 

@@ -16,7 +16,7 @@ from gradalign_jax import data, models, parallel, training
 from gradalign_jax.attacks import ball, pgd
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import resnet
-from gradalign_jax.tasks import classifier
+from gradalign_jax.tasks import batches, classifier, testing
 from gradalign_jax.types import Estimate
 from gradalign_jax.workdir import RunError, Workdir, write_atomically
 
@@ -92,21 +92,44 @@ def test_a_killed_run_ends_in_the_same_bits(method, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", training.METHODS)
 def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
     states = {}
-    for devices in (1, 2):
-        config = small(method, devices=devices)
+    for devices in (1, 2, 4):
+        config = small(method, **{"devices": devices, "train.batch_size": 48})
         start(tmp_path / str(devices), config)
         states[devices] = last_checkpoint(tmp_path / str(devices), config)[0]
     chex.assert_trees_all_close(states[1].variables, states[2].variables, atol=2e-5)
+    chex.assert_trees_all_close(states[1].variables, states[4].variables, atol=2e-5)
     moved = optax.tree.norm(
         jax.tree.map(lambda a, b: a - b, states[1].variables["params"], fresh(config).variables["params"])
     )
     assert moved > 1e-2  # it did train
 
 
+def test_memory_does_not_grow_with_the_data_beyond_the_images():
+    """What a compiled chunk needs besides its arguments is the order of an epoch: some bytes an image."""
+    model = models.create("mlp", hidden=(16,), input_size=32 * 32)
+    flat = model._replace(apply=lambda v, image, train=False: model.apply(v, image.reshape(len(image), -1), train))
+    optimizer = optax.sgd(0.1)
+    step = training.make_step(flat, optimizer, "pgd", attack=pgd.make(steps=2))
+    state = training.create_state(flat, optimizer, jax.random.key(0))
+    config = small("pgd", **{"train.batch_size": 10})
+    needed = {}
+    for size in (1000, 4000):
+        split = data.Split(
+            np.zeros((size, 32, 32, 1), np.uint8), np.zeros(size, np.int32), np.arange(size, dtype=np.int32)
+        )
+        dataset = data.Dataset("drawn", 2, (32, 32, 1), {"train": split})
+        source = batches.source(config, dataset, size // 10, jax.random.key(1))
+        chunk = jax.jit(training.make_chunk(step, source, 4, 10))
+        settings = {"epsilon": np.float32(0.1), "step_size": np.float32(0.05)}
+        memory = chunk.lower(state, split, jax.random.key(2), settings).compile().memory_analysis()
+        needed[size] = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert needed[4000] - needed[1000] < 64 * 3000  # an image as float32 has 4096 bytes
+
+
 def fresh(config):
     optimizer = classifier.create_optimizer(config)
     return training.create_state(
-        classifier.create_classifier(config, data.load("spheres")),
+        testing.create_classifier(config, data.load("spheres")),
         optimizer,
         jax.random.fold_in(jax.random.key(0), 0),
     )
@@ -153,8 +176,8 @@ def test_attacks_start_in_directions_of_their_own(tmp_path):
     workdir = Workdir(tmp_path, config.to_dict())
     run = classifier.ClassifierRun(config, workdir)
     workdir.close()
-    for name, stream in (("validation", classifier._VALIDATE), ("test", classifier._TEST)):
-        image = run.split(name).image
+    for name, stream in (("validation", testing.VALIDATE), ("test", testing.TEST)):
+        image = run.subject.split(name).image
         keys = jax.vmap(jax.random.fold_in, (None, 0))(run.stream(stream), jnp.arange(len(image)))
         noise = jax.vmap(ball.BALLS["l2"].random_start)(keys, jnp.asarray(image))
         cosine = np.sum(image * noise, 1) / np.linalg.norm(image, axis=1) / np.linalg.norm(noise, axis=1)

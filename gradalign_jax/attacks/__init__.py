@@ -1,1 +1,1 @@
-"""Attacks, one per file: `pgd.make`."""
+"""Attacks, one per file: `pgd.make`, `square.make`, `cw.make`."""

@@ -21,6 +21,12 @@ def _margin(logits: Array, label: Array) -> Array:
 LOSSES = {"cross_entropy": _cross_entropy, "margin": _margin}
 
 
+def vanishing(logits_fn: LogitsFn, image: Array, label: Array, loss: str = "cross_entropy") -> Array:
+    """Which images have a loss whose gradient is zero in every pixel, bool `[B]`: there PGD has no direction to go."""
+    gradient = jax.grad(lambda x: jnp.sum(LOSSES[loss](logits_fn(x), label)))(image)
+    return jnp.all(gradient.reshape(len(image), -1) == 0, axis=-1)
+
+
 def image_keys(key: Array, count: int) -> Array:
     """One key per image: `key` itself where it already is a batch of keys, else folded with each position."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

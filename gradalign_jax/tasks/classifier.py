@@ -1,7 +1,7 @@
 """Task `classifier`: train plainly, with the alignment penalty or with PGD; select an epoch; measure it on the test."""
 
 import time
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,17 +12,11 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, loop, models, parallel, robustness, summary, training, weights
-from gradalign_jax.attacks import pgd
-from gradalign_jax.data import pipeline
+from gradalign_jax import loop, parallel, robustness, summary, training, weights
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.models import pretrained
-from gradalign_jax.tasks import batches, estimates
-from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier
+from gradalign_jax.tasks import batches, estimates, testing
 from gradalign_jax.workdir import Workdir
-
-# Streams of randomness below the run's one seed.
-_INIT, _ORDER, _STEP, _VALIDATE, _TEST, _VALIDATION_SET, _TEST_SET = range(7)
 
 
 class Best(NamedTuple):
@@ -33,14 +27,6 @@ class Best(NamedTuple):
     value: np.ndarray
 
 
-def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
-    """The configured model; batch statistics, where there are any, are those of the whole batch over all devices."""
-    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
-    if not options.get("frozen_norm", True):
-        options["axis_name"] = parallel.AXIS
-    return models.create(config.model.name, num_classes=dataset.num_classes, **options)
-
-
 def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Adam or SGD with momentum, at a constant rate, without decay."""
     if config.optimizer.name == "sgd":
@@ -48,60 +34,34 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return training.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
 
 
-def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, float]:
-    """What attacked images are clamped to: [-1, 1], or with attack.clip="data" the training data's range if wider."""
-    if config.attack.clip == "range" or "train" not in dataset.splits:
-        return IMAGE_RANGE
-    image = dataset.splits["train"].image
-    if image.dtype == np.uint8:
-        return IMAGE_RANGE
-    return min(IMAGE_RANGE[0], float(image.min())), max(IMAGE_RANGE[1], float(image.max()))
-
-
 class ClassifierRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir, self.started = config, workdir, time.time()
-        self.dataset = batches.load(config)
+        self.subject = testing.subject(config, config, config.train.batch_size)
+        self.dataset, self.devices = self.subject.dataset, self.subject.devices
+        self.classifier, self.stream = self.subject.classifier, self.subject.stream
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
-        self.devices = parallel.devices(config.devices, config.train.batch_size)
-        self.key = jax.random.key(config.seed)
-        self.classifier = create_classifier(config, self.dataset)
-        self.bounds = attack_bounds(config, self.dataset)
         self.delta_x = estimates.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
-        self.measuring = estimates.load(config.evaluate, self.dataset, "test", config.evaluate.images)
-        estimates.check_apart(self.delta_x, self.measuring, config.evaluate.same_generator)
+        estimates.check_apart(self.delta_x, self.subject.measuring, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
-    def stream(self, number: int) -> jax.Array:
-        """One of the run's independent streams of randomness."""
-        return jax.random.fold_in(self.key, number)
+    @cached_property
+    def validation(self) -> Evaluation:
+        """Measurements on the validation split."""
+        split = testing.head(self.subject.split("validation"), self.config.validate.images)
+        return self.subject.evaluation(split, testing.VALIDATE, ("linf",))
 
-    def split(self, name: str) -> data.Split:
-        """A split on the host."""
-        stream = {"validation": _VALIDATION_SET, "test": _TEST_SET}.get(name, 0)
-        return batches.split(self.config, self.dataset, name, self.stream(stream))
-
-    def attack(self, norm: str) -> Attack:
-        """The configured PGD in one norm."""
-        attack = self.config.attack
-        return pgd.make(norm, steps=attack.steps, loss=attack.loss, bounds=self.bounds)
-
-    def evaluation(self, split: str, images: int, key: jax.Array, norms: tuple[str, ...]) -> Evaluation:
-        """Measurements on the first `images` of a split (0: all)."""
-        part = jax.tree.map(lambda rows: rows[: images or None], self.split(split))
-        attacks = {f"pgd_{norm}": self.attack(norm) for norm in norms}
-        block, measuring = self.config.evaluate.block, self.measuring
-        return Evaluation(
-            self.classifier, part, on=self.devices, block=block, key=key, attacks=attacks, delta_x=measuring
-        )
+    def validation_error(self, variables: Any, epsilon: float) -> float:
+        """The error of PGD L∞ of size ε on the validation split."""
+        return float(self.validation.errors(variables, "pgd_linf", epsilon, self.config.attack.step_size).mean())
 
     # ---- training
 
     def fresh_state(self) -> training.TrainState:
         """The state of step 0, on the host."""
-        state = training.create_state(self.classifier, create_optimizer(self.config), self.stream(_INIT))
+        state = training.create_state(self.classifier, create_optimizer(self.config), self.stream(testing.INIT))
         path = self.config.model.pretrained
         if path:
             state = state._replace(variables=pretrained.load(path, state.variables))
@@ -121,13 +81,13 @@ class ClassifierRun:
                 create_optimizer(config),
                 config.method,
                 delta_x=bound,
-                attack=self.attack("linf") if config.method == "pgd" else None,
+                attack=self.subject.attack("linf") if config.method == "pgd" else None,
                 attack_dtype=jnp.dtype(config.attack.training_dtype),
                 mean=parallel.mean,
             )
             return method_step(state, batch, keys, settings)
 
-        source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(_ORDER))
+        source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(testing.ORDER))
         chunk = training.make_chunk(step, source, length, config.train.batch_size, parallel.mine)
         program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
         settings = {
@@ -137,7 +97,7 @@ class ClassifierRun:
         }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
         images, settings = parallel.replicate((images, settings), self.devices)
-        return partial(self._call, program, images, self.stream(_STEP), settings)
+        return partial(self._call, program, images, self.stream(testing.STEP), settings)
 
     @staticmethod
     def _call(program, images, key, settings, state):
@@ -159,13 +119,12 @@ class ClassifierRun:
             return best
         self.workdir.forget_points()  # a retrained classifier is measured anew
         length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
-        validation = self.evaluation("validation", config.validate.images, self.stream(_VALIDATE), ("linf",))
 
         def end_epoch(epoch: int, state: training.TrainState, bar: tqdm) -> None:
             nonlocal best
             if (epoch + 1) % config.validate.every_epochs and epoch + 1 < config.train.epochs:
                 return
-            best = self.validate(validation, epoch, state, best, bar)
+            best = self.validate(epoch, state, best, bar)
 
         def save(step: int, state: training.TrainState) -> None:
             self.workdir.save(step, (parallel.first(state), best, np.float64(time.time() - self.started)))
@@ -185,12 +144,12 @@ class ClassifierRun:
         )
         return best
 
-    def validate(self, validation: Evaluation, epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
+    def validate(self, epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
         """ε50% under PGD L∞ on the validation split, and the better of this epoch and the best so far."""
 
         def error_at(epsilon: float) -> float:
             bar.set_description(f"epoch {epoch + 1} validation, ε={epsilon:g}")
-            return float(validation.errors(state.variables, "pgd_linf", epsilon, self.config.attack.step_size).mean())
+            return self.validation_error(state.variables, epsilon)
 
         grid = (0.0, *self.config.validate.epsilons)
         guess = float(best.value) if best.value >= 0 else None
@@ -204,98 +163,46 @@ class ClassifierRun:
             return Best(parallel.first(state.variables), np.int32(epoch), np.float64(value))
         return best
 
-    # ---- the test
-
-    def test_grids(self) -> dict[str, tuple[float, tuple[float, ...]]]:
-        """Step size and ε grid of each attack, clean first."""
-        config = self.config
+    def verify(self, best: Best) -> dict[str, Any]:
+        """The selected epoch on the whole validation grid, beside the bracketed ε50% that selected it."""
+        value, variables = testing.remembered(self.workdir), parallel.replicate(best.variables, self.devices)
+        grid = (0.0, *self.config.validate.epsilons)
+        errors = []
+        for epsilon in tqdm(grid, unit="ε", desc="validation, whole grid", dynamic_ncols=True):
+            errors.append(value("validation", epsilon, 0, partial(self.validation_error, variables, epsilon)))
         return {
-            "pgd_linf": (config.attack.step_size, (0.0, *config.evaluate.linf_epsilons)),
-            "pgd_l2": (config.evaluate.l2_step_size, (0.0, *config.evaluate.l2_epsilons)),
+            "epoch": int(best.epoch),
+            "validation_epsilon_half": float(best.value),
+            "validation_epsilon_half_whole_grid": float(robustness.epsilon_half(grid, errors)),
+            "validation_curve": {"epsilons": list(grid), "errors": errors},
         }
-
-    def test(self, best: Best) -> dict[str, Any]:
-        """Error curves, ε50% and alignments of the selected epoch; finished points survive a kill."""
-        evaluation = self.evaluation("test", self.config.evaluate.images, self.stream(_TEST), ("linf", "l2"))
-        variables = parallel.replicate(best.variables, self.devices)
-        done = {(point["measure"], point.get("epsilon")): point["value"] for point in self.workdir.points()}
-        grids = self.test_grids()
-        total = (1 + sum(len(grid) for _, grid in grids.values())) * evaluation.calls
-        curves = {}
-        with tqdm(total=total, unit="block", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
-
-            def point(measure: str, epsilon: float | None, value) -> Any:
-                if (measure, epsilon) not in done:
-                    done[measure, epsilon] = value()
-                    self.workdir.point(measure=measure, epsilon=epsilon, value=done[measure, epsilon])
-                else:
-                    bar.update(evaluation.calls)
-                return done[measure, epsilon]
-
-            def error(attack: str, step_size: float, epsilon: float) -> float:
-                bar.set_description(f"test {attack}, ε={epsilon:g}", refresh=False)
-                return float(evaluation.errors(variables, attack, epsilon, step_size, bar.update).mean())
-
-            for attack, (step_size, grid) in grids.items():
-                errors = [point(attack, e, partial(error, attack, step_size, e)) for e in grid]
-                curves[attack] = {"epsilons": list(grid), "errors": errors}
-
-            def means() -> dict[str, float]:
-                values = evaluation.alignments(variables, bar.update)
-                return {name: float(np.mean(v, dtype=np.float64)) for name, v in values.items() if "alpha" in name}
-
-            alignments = point("alignment", None, means)
-        return {"curves": curves, **alignments}
 
     def run(self) -> dict[str, Any]:
         """Train, select, test; returns the content of result.json."""
         best = self.train()
         weights.write(self.workdir.path / "classifier.safetensors", best.variables, config=self.config.to_dict())
-        measured = self.test(best)
-        half = {name: robustness.epsilon_half(**curve) for name, curve in measured["curves"].items()}
-        for name, value in half.items():
-            measured["curves"][name] |= {"threshold": value.threshold, "censored": value.censored}
-            if value.censored:
-                self.notes.append(f"ε50% under {name} is censored: the strongest attack leaves under 51 % error")
-        result = summary.result(
+        verified = self.verify(best)
+        measured = testing.test(self.subject, best.variables, self.workdir)
+        selected, whole = verified["validation_epsilon_half"], verified["validation_epsilon_half_whole_grid"]
+        if abs(selected - whole) > 1e-6 * abs(whole):
+            measured["warnings"].append(
+                f"the selected epoch's validation ε50% is {whole:.4g} on the whole grid, {selected:.4g} on the points "
+                "that selected it: its curve is not monotone"
+            )
+        return summary.result(
             self.config,
-            accuracy=1 - measured["curves"]["pgd_linf"]["errors"][0],
-            epsilon_half={**dict.fromkeys(("pgd_linf", "pgd_l2", "square_linf")), **half},
+            self.config,
             measured=measured,
-            best={"epoch": int(best.epoch), "validation_epsilon_half": float(best.value)},
+            best=verified,
             seconds=time.time() - self.started,
             devices=[device.device_kind for device in self.devices],
             notes=self.notes,
         )
-        self.draw(best.variables, result)
-        return result
-
-    def draw(self, variables: Any, result: dict[str, Any]) -> None:
-        """The pictures: error over ε, and ∇ℓ(x) of a few test images."""
-        figures.draw_curves(self.workdir.path / "curves.png", result["curves"])
-        split = self.split("test")
-        classes = np.unique(split.label)
-        each = max(1, 8 // len(classes))
-        few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in classes])[:8]
-        batch = pipeline.gather(data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few)))
-
-        @jax.jit
-        def gradients(variables, image, label):
-            return alignment.target_gradient(lambda x: self.classifier.apply(variables, x)[0], image, label)
-
-        gradient, target = gradients(variables, batch.image, batch.label)
-        delta_x = None
-        if self.measuring is not None:
-            delta_x = jax.jit(self.measuring.delta_x)(
-                self.measuring.arrays, batch.image, batch.label, target, batch.index
-            )
-        figures.draw_gradients(self.workdir.path / "gradients.png", batch.image, gradient, delta_x)
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     """Trains and measures the configured classifier, or goes on with it; returns its result."""
-    task = ClassifierRun(config, workdir)
-    result = task.run()
+    result = ClassifierRun(config, workdir).run()
     workdir.finish(result)
     return result
 

@@ -24,7 +24,7 @@ from gradalign_jax.workdir import RunError, Workdir
 
 _STORE, _GENERATOR = "store", "generator.safetensors"
 _CPU_BLOCK, _BLOCK = 16, 512  # pairs of a block where the config leaves it open
-_PICTURED = 8  # images in the picture
+_PICTURED = 10  # images in the picture, and no fewer than two a class
 
 
 class Pairs(NamedTuple):
@@ -165,14 +165,18 @@ class ProjectRun:
             weights.write(self.workdir.path / _GENERATOR, self.variables, **self.described)
         self.project()
         estimate = load_estimate(self.workdir.path, self.dataset)
+        similarity = self.similarity(estimate)
+        known = similarity is not None
         result = {
             "dataset": self.dataset.name,
             "task": "project",
+            "seed": self.config.seed,
             "images": len(self.pairs.images.label),
             "pairs": len(self.pairs.row),
             "generator": self.described["digest"],
             "loss": self.losses(),
-            "similarity": self.similarity(estimate),
+            "similarity": float(similarity.mean()) if known else None,
+            "similarity_sd": float(similarity.std()) if known else None,
             "traces": self.traces,
             "seconds": time.time() - self.started,
             "devices": [device.device_kind for device in self.devices],
@@ -196,16 +200,18 @@ class ProjectRun:
             result[name] = {key: float(np.mean(v, dtype=np.float64)) for key, v in values.items() if len(v)}
         return result
 
-    def few(self, count: int | None = None) -> data.Split:
-        """The last configured split's first images, as they were projected."""
-        chosen = np.isin(self.pairs.images.index, self.dataset.splits[self.config.project.splits[-1]].index)
-        return data.Split(*(rows[chosen][:count] for rows in self.pairs.images))
+    def shown(self) -> data.Split:
+        """What is looked at of all that was projected: the test images, or those of the last configured split."""
+        splits = self.config.project.splits
+        name = "test" if "test" in splits else splits[-1]
+        chosen = np.isin(self.pairs.images.index, self.dataset.splits[name].index)
+        return data.Split(*(rows[chosen] for rows in self.pairs.images))
 
-    def similarity(self, estimate: Estimate) -> dict[str, Any] | None:
-        """cos(Δx, Δ̂x) towards the other class on the last split, where Δx is known exactly."""
+    def similarity(self, estimate: Estimate) -> np.ndarray | None:
+        """cos(Δx, Δ̂x) towards the other class `[N]`, where Δx is known exactly."""
         if self.dataset.delta_x is None or self.dataset.num_classes != 2:
             return None
-        images = jax.device_put(self.few())
+        images = jax.device_put(self.shown())
 
         @jax.jit
         def cosine(arrays, images, positions):
@@ -214,21 +220,26 @@ class ProjectRun:
             return alignment.cosine_similarity(self.dataset.delta_x(*arguments), estimate.delta_x(arrays, *arguments))
 
         blocks, mask = pipeline.padded_blocks(len(images.label), self.block)
-        values = np.stack([cosine(estimate.arrays, images, block) for block in blocks])[mask]
-        return {"split": self.config.project.splits[-1], "mean": float(values.mean()), "sd": float(values.std())}
+        return np.stack([cosine(estimate.arrays, images, block) for block in blocks])[mask]
 
     def draw(self, estimate: Estimate) -> None:
-        """The picture: images, and what each class makes of them (Figures S2, S5, S6)."""
-        split = jax.device_put(self.few(_PICTURED))
-        image, label, index = pipeline.gather(split, np.arange(len(split.label)))
+        """The pictures: some images of each class, and what every class makes of them (Figures S2, S5, S6)."""
+        split, classes = self.shown(), self.dataset.num_classes
+        each = max(2, _PICTURED // classes)
+        few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in range(classes)])
+        image, label, index = pipeline.gather(jax.device_put(split), few)
 
         @jax.jit
         def projected(arrays, target):
             target = jnp.full_like(label, target)
             return image + estimate.delta_x(arrays, image, label, target, index)
 
-        columns = np.stack([projected(estimate.arrays, target) for target in range(self.dataset.num_classes)], axis=1)
+        columns = np.stack([projected(estimate.arrays, target) for target in range(classes)], axis=1)
         figures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
+        pictures = {"image": image, "label": label, "projected": columns}
+        if self.dataset.delta_x is not None:
+            pictures["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
+        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
 
 
 def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
@@ -287,8 +298,8 @@ def table(outcome: Mapping[str, Any]) -> str:
     lines = [f"{outcome['dataset']}, {outcome['images']} images, {outcome['pairs']} pairs, {outcome['seconds']:.0f} s"]
     for split, values in outcome["loss"].items():
         lines.append(f"L_proj {split:12}" + "  ".join(f"{name} {value:.5f}" for name, value in values.items()))
-    if similarity := outcome["similarity"]:
-        here = f"{similarity['mean']:.3f} ± {similarity['sd']:.3f}"
+    if outcome["similarity"] is not None:
+        here = f"{outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f}"
         mean, sd = paper.SIMILARITY[outcome["dataset"]]
-        lines.append(f"sim(Δx, Δ̂x) {similarity['split']}: {here}, paper {mean:.3f} ± {sd:.3f}")
+        lines.append(f"sim(Δx, Δ̂x)  here {here} (over images), paper {mean:.3f} ± {sd:.3f}")
     return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

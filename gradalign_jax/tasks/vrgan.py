@@ -176,9 +176,9 @@ class VRGANRun:
             self.critic, split, on=self.devices, block=config.evaluate.block, key=self.key, attacks={}, delta_x=None
         )
 
-        def measure(variables, split, positions):
+        def measure(variables, split, key, rows):
             generator, critic = variables
-            image, label, index = pipeline.gather(split, positions)
+            image, label, index = pipeline.gather(split, rows["place"])
             residual = self.generator.apply(generator, image, 1 - label, label)[0]
             norm = jax.vmap(jnp.linalg.norm)
             measured = {
@@ -193,8 +193,8 @@ class VRGANRun:
                 measured["similarity"] = alignment.cosine_similarity(known, residual)
             return measured
 
-        program = parallel.pmap(measure, self.devices)
-        return lambda generator, critic: evaluation.over_blocks(program, lambda: None, (generator, critic))
+        program = parallel.pmap(measure, self.devices, in_axes=(0, 0, None, 0))
+        return lambda generator, critic: evaluation.over_blocks(program, (generator, critic))
 
     def test(self, best: Best) -> dict[str, Any]:
         """Norms by class (Table 1), sim(Δx, Δ̂x) where Δx is known, and how many images the critic follows."""
@@ -231,6 +231,9 @@ class VRGANRun:
             vectors["Δx"] = self.dataset.delta_x(image, label, 1 - label, index)
         order = ["x", *vectors, "x̂′"]
         figures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
+        pictures = {"image": image, "label": label, "estimate": residual}
+        pictures |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
+        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
 
     def run(self) -> dict[str, Any]:
         """Trains, selects, saves the generator, measures it; returns the content of result.json."""

@@ -1,0 +1,212 @@
+"""Square Attack in L∞ (Andriushchenko et al. 2020, algorithm 2): random search over squares, by the logits alone.
+
+An iterate lies at the corners of the ε-cube: it is the image plus ε times a sign per pixel, clamped. So the search's
+state is a pattern of signs, and no iterate can leave ball or range. Every image draws windows and signs of its own from
+its own key. The authors of the paper drew one window for a whole batch and reset PyTorch's seed at every call.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradalign_jax.attacks.ball import per_image
+from gradalign_jax.attacks.pgd import LOSSES, image_keys
+from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
+
+# The share of pixels in a window halves after so many of 10,000 queries; other budgets stretch or shrink the scale.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_MOST_QUERIES = 200_000  # i * 10,000 stays an int32
+_FIRST_CHUNK = 10  # iterations; every further chunk of `run` is twice as long
+
+
+class State(NamedTuple):
+    """The search, image by image.
+
+    sign: int8 `[B, ...]`, the pattern so far (0 for an image that was misclassified before any query).
+    margin: `[B]`, logit_y - max_{j≠y} logit_j of the iterate; at most 0 means fooled.
+    queries: int32 `[B]`, forward passes spent on attacked images.
+    """
+
+    sign: Array
+    margin: Array
+    queries: Array
+
+
+class Parts(NamedTuple):
+    """The attack in three parts, for drivers that interrupt it.
+
+    start(logits_fn, key, image, label, epsilon) -> State: vertical stripes, the first query.
+    search(logits_fn, key, image, label, epsilon, state, first, last) -> State: iterations first .. last - 1 (traced),
+      ended early once every image is fooled.
+    attacked(image, epsilon, state) -> images: the iterate where it fools, else the image itself.
+    """
+
+    start: Callable[..., State]
+    search: Callable[..., State]
+    attacked: Callable[..., Array]
+
+
+def _margin(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
+    return -LOSSES["margin"](logits_fn(image), label)
+
+
+def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels; a vector is laid out as near to a square as its length allows (500: 20 x 25)."""
+    if len(shape) == 1:
+        height = max(n for n in range(1, math.isqrt(shape[0]) + 1) if shape[0] % n == 0)
+        return height, shape[0] // height, 1
+    return shape[0], shape[1], math.prod(shape[2:])
+
+
+def side_length(i: Array, pixels: int, queries: int, initial_fraction: float) -> Array:
+    """The side of iteration i's window, int32: √(p · pixels) rounded, at least 1."""
+    halvings = jnp.sum(i * 10_000 // queries > jnp.asarray(_HALVINGS))
+    side = jnp.round(jnp.sqrt(initial_fraction * pixels * 0.5**halvings))
+    return jnp.maximum(side, 1).astype(jnp.int32)
+
+
+def _stripes(key: Array, sign: Array) -> Array:
+    """A sign per column and channel, for one image."""
+    return jnp.broadcast_to(jax.random.rademacher(jax.random.fold_in(key, 0), sign.shape[1:], sign.dtype), sign.shape)
+
+
+def _repaint(key: Array, i: Array, side: Array, sign: Array) -> Array:
+    """One image's signs with a window in a sign per channel. As in the published code the last row and column are
+    out of reach of windows smaller than the image.
+    """
+    height, width, channels = sign.shape
+    bits = jax.random.bits(jax.random.fold_in(key, i + 1), (2 + channels,), "uint32")
+    within = [
+        (place >= corner) & (place < corner + side)
+        for place, corner in (
+            (jnp.arange(size), (draw % jnp.maximum(size - side, 1).astype("uint32")).astype(jnp.int32))
+            for size, draw in ((height, bits[0]), (width, bits[1]))
+        )
+    ]
+    window = within[0][:, None, None] & within[1][None, :, None]
+    return jnp.where(window, (2 * (bits[2:] & 1).astype(sign.dtype) - 1), sign)
+
+
+def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Parts:
+    """The parts of `make`; arguments and errors are its."""
+    if not 1 <= queries <= _MOST_QUERIES or not 0 < initial_fraction <= 1 or not bounds[0] < bounds[1]:
+        raise ValueError(
+            f"queries must lie in 1 to {_MOST_QUERIES}, initial_fraction in (0, 1] and bounds ascend, got "
+            f"queries={queries}, initial_fraction={initial_fraction}, bounds={tuple(bounds)}"
+        )
+
+    def iterate(image, epsilon, sign):
+        return jnp.clip(image + per_image(epsilon, image) * sign.reshape(image.shape), *bounds)
+
+    def start(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> State:
+        clean = _margin(logits_fn, image, label)
+        alive = clean > 0
+        blank = jnp.zeros((len(image), *_picture_shape(image.shape[1:])), jnp.int8)
+        sign = jax.vmap(_stripes)(image_keys(key, len(image)), blank) * per_image(alive, blank)
+        margin = _margin(logits_fn, iterate(image, epsilon, sign), label)
+        return State(sign.reshape(image.shape), jnp.where(alive, margin, clean), alive.astype(jnp.int32))
+
+    def search(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, state: State, first, last):
+        keys, shape = image_keys(key, len(image)), (len(image), *_picture_shape(image.shape[1:]))
+
+        def unfinished(carry):
+            i, state = carry
+            return (i < last) & jnp.any(state.margin > 0)
+
+        def query(carry):
+            i, state = carry
+            side = side_length(i, shape[1] * shape[2], queries, initial_fraction)
+            sign = jax.vmap(_repaint, (0, None, None, 0))(keys, i, side, state.sign.reshape(shape))
+            sign = sign.reshape(image.shape)
+            margin = _margin(logits_fn, iterate(image, epsilon, sign), label)
+            alive = state.margin > 0
+            better = alive & (margin < state.margin)
+            return i + 1, State(
+                jnp.where(per_image(better, image) > 0, sign, state.sign),
+                jnp.where(better, margin, state.margin),
+                state.queries + alive,
+            )
+
+        return jax.lax.while_loop(unfinished, query, (jnp.asarray(first, jnp.int32), state))[1]
+
+    def attacked(image: Array, epsilon, state: State) -> Array:
+        fooled = (state.margin <= 0) & (state.queries > 0)
+        return jnp.where(per_image(fooled, image) > 0, iterate(image, epsilon, state.sign), image)
+
+    return Parts(start, search, attacked)
+
+
+def make(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Attack:
+    """Builds `attack(logits_fn, key, image, label, epsilon) -> image`.
+
+    From random vertical stripes of ±ε, each query tries a random square window filled with ±ε per channel, and keeps it
+    where it lowers the margin logit_y - max_{j≠y} logit_j. An image leaves as soon as its margin is at most 0; windows
+    shrink on the published schedule, scaled to the budget. Images that no query fooled, and those that were
+    misclassified to begin with, come back as they were. ε is traced: a scalar or one per image, in the image's units.
+    `key` is one key, or one per image `[B]`: with those, an image's windows do not depend on who shares its batch.
+    Vectors `[B, n]` are laid out as pictures, Spheres' 500 coordinates as 20 x 25.
+
+    Args:
+      queries: forward passes per image, the stripes' included (the authors' code spends one more).
+      initial_fraction: of the pixels in the first windows.
+      bounds: smallest and largest value of an attacked image.
+
+    Raises:
+      ValueError: on a budget below 1, a fraction outside (0, 1], or bounds that do not ascend.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)) + 1, -x.sum((1, 2, 3))], -1)
+      >>> image = make(queries=200)(logits_fn, jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.array([0]), 0.25)
+      >>> bool(logits_fn(image).argmax() == 1), float(abs(image).max())
+      (True, 0.25)
+    """
+    start, search, attacked = parts(queries, initial_fraction, bounds)
+
+    def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> Array:
+        image, keys = jax.lax.stop_gradient(image), image_keys(key, len(image))
+        state = start(logits_fn, keys, image, label, epsilon)
+        state = search(logits_fn, keys, image, label, epsilon, state, 0, queries - 1)
+        return jax.lax.stop_gradient(attacked(image, epsilon, state))
+
+    return attack
+
+
+def run(
+    start: Callable[[np.ndarray], State],
+    search: Callable[[np.ndarray, State, int, int], State],
+    size: int,
+    queries: int = 5000,
+    tick: Callable[[int, int], None] = lambda queries, left: None,
+) -> State:
+    """The attack on a large set from the host: after each chunk of queries the fooled leave, the rest close ranks.
+
+    Args:
+      start: rows int `[n]` -> State of those rows.
+      search: (rows, their State, first, last) -> State.
+      size: how many rows there are; (image, ε) pairs, say.
+      queries: as in `make`.
+      tick: called after each chunk with the queries spent and the rows left.
+
+    Returns:
+      The State of all rows, on the host. Both functions may work in blocks of one shape, so that nothing recompiles and
+      a row's arithmetic does not depend on how many are left.
+    """
+    state = State(*(np.array(leaf) for leaf in start(np.arange(size))))
+    ends = [0]
+    while ends[-1] < queries - 1:
+        ends.append(min(2 * ends[-1] + _FIRST_CHUNK, queries - 1))
+    for first, last in pairwise(ends):
+        rows = np.flatnonzero(state.margin > 0)
+        tick(first + 1, len(rows))
+        if not rows.size:
+            break
+        part = search(rows, State(*(leaf[rows] for leaf in state)), first, last)
+        for leaf, new in zip(state, part, strict=True):
+            leaf[rows] = new
+    return state

@@ -1,0 +1,315 @@
+"""Tables 1, 2, 3, S1 and S2: every cell holds what was measured, what the paper prints, and how far they are apart."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from gradalign_jax import paper
+from gradalign_jax.report import results, statistics
+from gradalign_jax.report.results import Classifier, Run
+
+NAMES = {
+    "spheres": "Spheres",
+    "squares": "Squares",
+    "squares32": "Squares32",
+    "mnist35": "MNIST-3/5",
+    "copd": "COPD",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+}
+METHODS = {"baseline": "baseline", "align": "L_α", "pgd": "PGD"}
+
+
+class Cell(NamedTuple):
+    """Measured values, one a seed; the printed number; their distance."""
+
+    values: tuple[float, ...] = ()
+    printed: paper.Number | None = None
+    z: float | None = None
+    n: int | None = None  # where it is not the number of values
+
+    def ours(self) -> str:
+        """ "0.659 ± 0.028 (5)" with the paper's digits, or "missing"."""
+        mean, sd = statistics.mean_sd(self.values)
+        if mean is None:
+            return "missing"
+        text = self._digits(mean) + ("" if sd is None else f" ± {self._digits(sd)}")
+        return f"{text} ({self.n or len(self.values)})".replace("-", "−")
+
+    def _digits(self, value: float) -> str:
+        if self.printed is None:
+            return f"{value:.3g}"
+        mean, _, sd = self.printed.text.partition("±")
+        text = f"{value:.{max(len(part.partition('.')[2]) for part in (mean, sd))}f}"
+        return text if value == 0 or float(text) else f"{value:.1g}"
+
+    def theirs(self) -> str:
+        """The number as the paper prints it, or a dash."""
+        return self.printed.text.replace("±", " ± ") if self.printed else "–"
+
+    def distance(self) -> str:
+        """z with its sign, or a dash."""
+        return "–" if self.z is None else f"{self.z:+.{int(abs(self.z) < 10)}f}".replace("-", "−")
+
+
+class Row(NamedTuple):
+    """One line: its key (dataset, method, ...), what else tells it from its neighbours, and its cells."""
+
+    key: tuple[str, ...]
+    label: str
+    note: str
+    cells: tuple[Cell, ...]
+
+
+class Table(NamedTuple):
+    """A table of the paper."""
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+    columns: tuple[str, ...]
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    legend: str
+
+
+class Group(NamedTuple):
+    """Classifiers that differ in their seed alone, and what tells them from others of their row."""
+
+    members: tuple[Classifier, ...]
+    apart: str
+
+
+LEGEND = (
+    "Ours: mean ± sample deviation over seeds (their number). Paper: as printed, 5 runs. "
+    "z = (ours − paper) / √(s²(1/n + 1/5) + h²/3), with s the deviation pooled over both, or the only one there is, "
+    "and h half a unit of the paper's last digit; |z| ≤ 2 is agreement as far as the seeds can tell. "
+    "– : not defined, or nothing to compare with. The test images' own sampling is not part of z."
+)
+
+
+def cell(values: Iterable[float | None], printed: paper.Number | None) -> Cell:
+    """A cell of the values that were measured."""
+    present = tuple(value for value in values if value is not None)
+    return Cell(present, printed, statistics.z_score(present, printed))
+
+
+def _one_a_seed(members: Iterable[Classifier]) -> tuple[Classifier, ...]:
+    """The newest of every seed, by seed: one run copied or repeated is still one run."""
+    by_seed = {}
+    for member in sorted(members, key=lambda m: (m.run.path / "result.json").stat().st_mtime):
+        by_seed[member.run.seed] = member
+    return tuple(by_seed[seed] for seed in sorted(by_seed))
+
+
+def grouped(found: Iterable[Classifier]) -> list[Group]:
+    """Classifiers of one row in groups of equal settings, the longest training first; nothing unlike is averaged."""
+    by_settings = defaultdict(list)
+    for classifier in found:
+        by_settings[tuple(sorted(results.settings_of(classifier.run).items()))].append(classifier)
+    ordered = sorted(by_settings.items(), key=lambda item: (-(results.steps(item[1][0].run) or 0), item[0]))
+    flat = [dict(settings) for settings, _ in ordered]
+    shared = set.intersection(*map(set, flat)) if flat else set()  # keys that only some versions know tell nothing
+    differing = [key for key in sorted(shared) if len({f[key] for f in flat}) > 1]
+    groups = []
+    for (_, members), settings in zip(ordered, flat, strict=True):
+        names = [f"{key}={settings[key]}" for key in differing if key not in results.TOLD]
+        groups.append(Group(_one_a_seed(members), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
+    return groups
+
+
+def longest(found: Iterable[Classifier], dataset: str, method: str) -> tuple[Classifier, ...]:
+    """The classifiers of a row of Table 2, those trained longest where settings differ; () where there are none."""
+    groups = grouped(c for c in found if (c.run.dataset, c.method) == (dataset, method) and c.as_in_table_2)
+    return groups[0].members if groups else ()
+
+
+def _note(group: Group) -> str:
+    first = group.members[0]
+    told = [group.apart, *results.departures(first.run)]
+    told += [words for e in first.evaluations[:1] for words in results.departures(e)]
+    return "; ".join(dict.fromkeys(filter(None, told)))
+
+
+def _of_classifiers(found: Sequence[Classifier], keys: Iterable[tuple[str, str]], columns, printed) -> tuple[Row, ...]:
+    rows = []
+    for dataset, method in keys:
+        mine = [c for c in found if (c.run.dataset, c.method) == (dataset, method) and c.as_in_table_2]
+        numbers = printed.get((dataset, method), {})
+        label = f"{NAMES.get(dataset, dataset)} · {METHODS[method]}"
+        for group in grouped(mine) or [Group((), "")]:
+            cells = tuple(cell([m.values[c] for m in group.members], numbers.get(c)) for c in columns)
+            rows.append(Row((dataset, method), label, _note(group) if group.members else "", cells))
+    return tuple(rows)
+
+
+def table_2(found: Sequence[Classifier]) -> Table:
+    """Accuracy, ε50% under three attacks and alignments after the three methods of training."""
+    return Table(
+        "table2",
+        "Table 2 · Accuracy, robustness and alignment",
+        ("dataset", "method"),
+        paper.COLUMNS,
+        ("accuracy %", "ε50% PGD L∞", "ε50% PGD L2", "ε50% Square L∞", "ᾱ_Δx", "ᾱ_x"),
+        _of_classifiers(found, _with_others(found, paper.TABLE_2), paper.COLUMNS, paper.TABLE_2),
+        f"{LEGEND} ε in units of [−1, 1].",
+    )
+
+
+def _with_others(found: Sequence[Classifier], keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The paper's rows, then measured ones that it does not have (Squares32)."""
+    others = sorted({(c.run.dataset, c.method) for c in found} - set(keys))
+    return [*keys, *others]
+
+
+def table_s2(found: Sequence[Classifier]) -> Table:
+    """ᾱ_x for four functions whose gradient is taken."""
+    return Table(
+        "tableS2",
+        "Table S2 · ᾱ_x by the function whose gradient is taken",
+        ("dataset", "method"),
+        paper.S2_COLUMNS,
+        ("Ψ_c̃ − Ψ_y", "Ψ_c* − Ψ_m(x)", "Ψ_y", "Ψ_m(x)"),
+        _of_classifiers(found, paper.TABLE_S2, paper.S2_COLUMNS, paper.TABLE_S2),
+        "As in Table 2, but the paper gives no deviations here: z rests on ours alone, and needs two seeds.",
+    )
+
+
+def pgd_series(found: Sequence[Classifier], dataset: str) -> list[Classifier]:
+    """PGD-trained classifiers of a data set at all ε, those of the longest settings: the points of Table 3 and S7."""
+    mine = [c for c in found if c.run.dataset == dataset and c.method == "pgd" and c.values["pgd_linf"] is not None]
+    groups = defaultdict(list)
+    for classifier in mine:
+        settings = {k: v for k, v in results.settings_of(classifier.run).items() if k != "attack.epsilon"}
+        groups[tuple(sorted(settings.items()))].append(classifier)
+    if not groups:
+        return []
+    best = max(groups.values(), key=lambda g: (len({c.epsilon for c in g}), results.steps(g[0].run) or 0))
+    by_epsilon = defaultdict(list)
+    for classifier in best:
+        by_epsilon[classifier.epsilon].append(classifier)
+    return [c for epsilon in sorted(by_epsilon) for c in _one_a_seed(by_epsilon[epsilon])]
+
+
+def correlation(series: Sequence[Classifier], alpha: str) -> tuple[float | None, int]:
+    """Pearson's r of an alignment with ε50% under PGD L∞, and over how many classifiers; None below three ε."""
+    pairs = [(c.values[alpha], c.values["pgd_linf"], c.epsilon) for c in series if c.values[alpha] is not None]
+    if len({epsilon for *_, epsilon in pairs}) < 3:
+        return None, len(pairs)
+    return statistics.pearson([a for a, _, _ in pairs], [half for _, half, _ in pairs]), len(pairs)
+
+
+def table_3(found: Sequence[Classifier]) -> Table:
+    """Pearson's r between alignment and robustness over PGD training at several ε."""
+    rows = []
+    for (dataset,), numbers in paper.TABLE_3.items():
+        series = pgd_series(found, dataset)
+        cells = []
+        for alpha in paper.T3_COLUMNS:
+            r, n = correlation(series, alpha)
+            z = statistics.z_of_correlations(r, n, numbers[alpha].value, paper.TABLE_3_RUNS)
+            cells.append(Cell(() if r is None else (r,), numbers[alpha], z, n))
+        epsilons = sorted({c.epsilon for c in series})
+        note = f"ε {', '.join(f'{e:g}' for e in epsilons)}" if epsilons else ""
+        if series:
+            note = "; ".join([note, *results.departures(series[0].run)])
+        rows.append(Row((dataset,), NAMES[dataset], note, tuple(cells)))
+    legend = (
+        "Pearson's r (over how many classifiers) of ε50% PGD L∞ with the alignment, PGD training at three or more ε. "
+        "z after Fisher: (artanh r − artanh r_paper) / √(1/(n−3) + 1/27), the paper having 30 classifiers or more."
+    )
+    return Table(
+        "table3", "Table 3 · Correlation of alignment and robustness", ("dataset",), paper.T3_COLUMNS,
+        ("ᾱ_Δx", "ᾱ_x"), tuple(rows), legend,
+    )  # fmt: skip
+
+
+def _by_class(run: Run, name: str) -> Mapping[str, float]:
+    found = run.result.get("similarity_by_class") if name == "similarity" else (run.result.get("norms") or {}).get(name)
+    return found or {}
+
+
+def table_1(runs: Sequence[Run]) -> Table:
+    """Norms on Spheres of the direct method's estimates; means over the test split where the paper shows one sample."""
+    mine = [run for run in runs if run.task == "vrgan" and run.dataset == "spheres"]
+    rows = []
+    for (label,), numbers in paper.TABLE_1.items():
+        cells = []
+        for name in paper.T1_COLUMNS:
+            by_class = [_by_class(run, name) for run in mine]
+            values = tuple(values[label] for values in by_class if values.get(label) is not None)
+            cells.append(Cell(values, numbers.get(name)))
+        rows.append(Row((label,), f"class {'−1' if label == '0' else '1'}", "", tuple(cells)))
+    return Table(
+        "table1",
+        "Table 1 · Estimates on Spheres by the direct method",
+        ("class",),
+        paper.T1_COLUMNS,
+        ("‖x‖₂", "‖Δ̂x‖₂", "‖x̂′‖₂", "‖x′‖₂", "sim(Δx, Δ̂x)"),
+        tuple(rows),
+        "Ours: the test split's mean ± deviation over seeds (their number). Paper: one random sample a class, so that "
+        "there is no z.",
+    )
+
+
+def similarities(runs: Sequence[Run]) -> Table:
+    """How well estimates point where the exact Δx does (section 3.2)."""
+    rows = []
+    for dataset, printed in paper.SECTION_3_2.items():
+        task = "project" if dataset == "squares32" else "vrgan"
+        mine = [run for run in runs if (run.task, run.dataset) == (task, dataset)]
+        how = "conditional GAN, projected" if task == "project" else "VR-GAN"
+        found = [run.result.get("similarity") for run in mine]
+        values = [value.get("mean") if isinstance(value, Mapping) else value for value in found]
+        rows.append(Row((dataset,), NAMES[dataset], how, (cell(values, printed),)))
+    return Table(
+        "section3.2", "Section 3.2 · Alignment of estimates with the exact Δx", ("dataset",), ("similarity",),
+        ("sim(Δx, Δ̂x)",), tuple(rows), "As in Table 2.",
+    )  # fmt: skip
+
+
+def ratios(found: Sequence[Classifier]) -> Table:
+    """ε50% L2 over ᾱ_Δx on Spheres, which Theorem 2 puts at .15."""
+    rows = []
+    for method, printed in zip(paper.METHODS, (".150", ".150", ".148"), strict=True):
+        mine = [c for c in found if (c.run.dataset, c.method) == ("spheres", method) and c.as_in_table_2]
+        for group in grouped(mine) or [Group((), "")]:
+            pairs = [(m.values["pgd_l2"], m.values["alpha_delta_x"]) for m in group.members]
+            values = [half / alpha for half, alpha in pairs if half is not None and alpha]
+            rows.append(Row((method,), METHODS[method], group.apart, (cell(values, paper.number(printed)),)))
+    return Table(
+        "theorem2", "Theorem 2 on Spheres · ε50% L2 / ᾱ_Δx", ("method",), ("ratio",), ("theory: 0.15",), tuple(rows),
+        "Paper: the ratio of its Table 2's means. As in Table 2 otherwise, z resting on our deviation.",
+    )  # fmt: skip
+
+
+def table_s1(runs: Sequence[Run]) -> Table:
+    """Hours of a run."""
+    of_task: dict[str, Callable[[Run], bool]] = {
+        **{
+            method: lambda run, m=method: run.task == "classifier" and run.result.get("method") == m
+            for method in METHODS
+        },
+        "generator": lambda run: run.task in ("vrgan", "gan"),
+        "square": lambda run: run.task == "evaluate",
+    }
+    rows = []
+    for (dataset,), numbers in paper.HOURS.items():
+        cells = []
+        for column in paper.S1_COLUMNS:
+            mine = [run for run in runs if run.dataset == dataset and of_task[column](run)]
+            hours = [run.result["seconds"] / 3600 for run in mine if run.result.get("seconds") is not None]
+            cells.append(Cell(tuple(hours), numbers.get(column)))
+        rows.append(Row((dataset,), NAMES[dataset], "", tuple(cells)))
+    return Table(
+        "tableS1", "Table S1 · Hours of a run", ("dataset",), paper.S1_COLUMNS,
+        ("baseline", "GAN", "L_α", "PGD", "Square Attack"), tuple(rows),
+        "Ours: hours on the devices listed below, at the lengths listed there, every ε and Square Attack's whole "
+        "evaluation included; not comparable where lengths differ. Paper: averages on a Titan V, Titan RTX or V100.",
+    )  # fmt: skip
+
+
+def all_tables(runs: Sequence[Run], found: Sequence[Classifier]) -> list[Table]:
+    """Every table, in the paper's order."""
+    first = [table_2(found), ratios(found), table_3(found), table_1(runs), similarities(runs)]
+    return [*first, table_s2(found), table_s1(runs)]

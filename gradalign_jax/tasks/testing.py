@@ -1,0 +1,188 @@
+"""How a classifier is measured, for the tasks that do: its parts from the config, points that survive a kill, files."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gradalign_jax import alignment, data, figures, measurements, models, parallel
+from gradalign_jax.attacks import cw, pgd, square
+from gradalign_jax.data import pipeline
+from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.tasks import batches, estimates
+from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier, Estimate
+from gradalign_jax.workdir import Workdir, write_atomically
+
+# Streams of randomness below the run's one seed.
+INIT, ORDER, STEP, VALIDATE, TEST, VALIDATION_SET, TEST_SET = range(7)
+
+
+def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
+    """The configured model; batch statistics, where there are any, are those of the whole batch over all devices."""
+    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
+    if not options.get("frozen_norm", True):
+        options["axis_name"] = parallel.AXIS
+    return models.create(config.model.name, num_classes=dataset.num_classes, **options)
+
+
+def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, float]:
+    """What attacked images are clamped to: [-1, 1], or with attack.clip="data" the training data's range if wider."""
+    if config.attack.clip == "range" or "train" not in dataset.splits:
+        return IMAGE_RANGE
+    image = dataset.splits["train"].image
+    if image.dtype == np.uint8:
+        return IMAGE_RANGE
+    return min(IMAGE_RANGE[0], float(image.min())), max(IMAGE_RANGE[1], float(image.max()))
+
+
+class Subject(NamedTuple):
+    """A classifier, without its weights, and the data that it is trained or measured on.
+
+    config: the task's, with the sections `data`, `attack` and `evaluate`.
+    key: of the seed that trained it; a drawn test set and the attacks' randomness derive from it.
+    """
+
+    config: ConfigDict
+    dataset: data.Dataset
+    classifier: Classifier
+    bounds: tuple[float, float]
+    measuring: Estimate | None
+    devices: list[jax.Device]
+    key: jax.Array
+
+    def stream(self, number: int) -> jax.Array:
+        """One of the run's independent streams of randomness."""
+        return jax.random.fold_in(self.key, number)
+
+    def split(self, name: str) -> data.Split:
+        """A split on the host."""
+        stream = {"validation": VALIDATION_SET, "test": TEST_SET}[name]
+        return batches.split(self.config, self.dataset, name, self.stream(stream))
+
+    def attack(self, norm: str) -> Attack:
+        """The configured PGD in one norm."""
+        attack = self.config.attack
+        return pgd.make(norm, steps=attack.steps, loss=attack.loss, bounds=self.bounds)
+
+    def evaluation(self, split: data.Split, stream: int, norms: tuple[str, ...]) -> Evaluation:
+        """Measurements on a split."""
+        queries = self.config.evaluate.square_queries
+        return Evaluation(
+            self.classifier,
+            split,
+            on=self.devices,
+            block=self.config.evaluate.block,
+            key=self.stream(stream),
+            attacks={f"pgd_{norm}": self.attack(norm) for norm in norms},
+            delta_x=self.measuring,
+            loss=self.config.attack.loss,
+            black_box=square.parts(queries, bounds=self.bounds) if queries else None,
+            nearest=cw.make(bounds=self.bounds),
+        )
+
+
+def subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
+    """The parts that `config` names; model and seed are those of `run`, the config that trains or trained it."""
+    dataset = batches.load(config)
+    return Subject(
+        config,
+        dataset,
+        create_classifier(run, dataset),
+        attack_bounds(config, dataset),
+        estimates.load(config.evaluate, dataset, "test", config.evaluate.images),
+        parallel.devices(config.devices, batch_size),
+        jax.random.key(run.seed),
+    )
+
+
+def head(split: data.Split, images: int) -> data.Split:
+    """The first `images` of a split; 0: all."""
+    return data.Split(*(rows[: images or None] for rows in split))
+
+
+def remembered(workdir: Workdir) -> Callable[..., Any]:
+    """`value(measure, epsilon, first, compute)`: what an earlier start of this run recorded, else computed now."""
+    done = {(p["measure"], p.get("epsilon"), p.get("first")): p["value"] for p in workdir.points()}
+
+    def value(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
+        key = (measure, epsilon, first)
+        if key not in done:
+            done[key] = compute()
+            workdir.point(measure=measure, epsilon=epsilon, first=first, value=done[key])
+        return done[key]
+
+    return value
+
+
+def plan(config: ConfigDict, by_class: bool) -> measurements.Plan:
+    """What the config asks to be measured on the test split."""
+    section = config.evaluate
+    return measurements.Plan(
+        white_box={
+            "pgd_linf": (config.attack.step_size, section.linf_epsilons),
+            "pgd_l2": (section.l2_step_size, section.l2_epsilons),
+        },
+        square_epsilons=section.linf_epsilons,
+        square_queries=section.square_queries,
+        square_images=section.square_images,
+        nearest_images=section.cw_images,
+        by_class=by_class,
+    )
+
+
+def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = False) -> dict[str, Any]:
+    """Measures weights on the test split and draws the pictures; returns `measurements.summarise`.
+
+    by_class: also write images.csv, with every class's distance and alignment.
+    """
+    split = head(subject.split("test"), subject.config.evaluate.images)
+    asked = plan(subject.config, by_class)
+    evaluation = subject.evaluation(split, TEST, ("linf", "l2"))
+    copies, value = parallel.replicate(variables, subject.devices), remembered(workdir)
+    with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
+
+        def tick(queries: int, left: int) -> None:
+            bar.set_description(f"test square_linf, query {queries}, {left} left")
+
+        points = measurements.schedule(evaluation, copies, asked, tick)
+        bar.reset(len(points))
+        measured = []
+        for point in points:
+            size = "" if point.epsilon is None else f", ε={point.epsilon:g}"
+            bar.set_description(f"test {point.measure}{size}", refresh=False)
+            measured.append((point, value(point.measure, point.epsilon, point.part.start, point.compute)))
+            bar.update()
+    values = measurements.gather(measured)
+    if by_class:
+        write_atomically(workdir.path / "images.csv", measurements.table_of_images(values, split, asked))
+    measuring = subject.measuring
+    result = measurements.summarise(values, split, asked) | {"delta_x": measuring and dict(measuring.described)}
+    draw(subject, variables, result["curves"], workdir)
+    return result
+
+
+def draw(subject: Subject, variables: Any, curves: dict[str, Any], workdir: Workdir) -> None:
+    """The pictures: error over ε, and ∇ℓ(x) of a few test images."""
+    figures.draw_curves(workdir.path / "curves.png", curves)
+    split, measuring = subject.split("test"), subject.measuring
+    classes = np.unique(split.label)
+    each = max(1, 8 // len(classes))
+    few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in classes])[:8]
+    batch = pipeline.gather(data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few)))
+
+    @jax.jit
+    def gradients(variables, image, label):
+        return alignment.target_gradient(lambda x: subject.classifier.apply(variables, x)[0], image, label)
+
+    gradient, target = gradients(variables, batch.image, batch.label)
+    delta_x = None
+    if measuring is not None:
+        delta_x = jax.jit(measuring.delta_x)(measuring.arrays, batch.image, batch.label, target, batch.index)
+    figures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
+    pictures = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
+    pictures |= {} if delta_x is None else {"delta_x": delta_x}
+    np.savez_compressed(workdir.path / "pictures.npz", **pictures)  # the report's, without JAX

@@ -1,0 +1,239 @@
+"""The paper's tables from the first run to the report: `python launch/paper.py [--scale=mini] [--run]`.
+
+Prints every command, in an order in which each comes after those it needs. --run types them here, one after another,
+skipping what is finished; --slurm=DIR writes job arrays; --estimate adds up hours. What follows a bare -- is added
+to every command: `python launch/paper.py --only=cifar10 --run -- --config.devices=4`.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
+
+from gradalign_jax import paper
+from launch import paper_plan
+from launch.paper_plan import Job, Scale
+
+REAL = ("mnist35", "mnist", "cifar10")  # read through tensorflow_datasets
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status."""
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    arguments, extra = parse_arguments(argv[:at]), argv[at + 1 :]
+    scale = paper_plan.SCALES[arguments.scale]
+    try:
+        jobs = paper_plan.plan(scale, arguments.only, arguments.table, arguments.generators)
+    except ValueError as error:
+        print(f"gradalign_jax: {error}", file=sys.stderr)
+        return 2
+    jobs, left_out = available([with_inputs(job, arguments.pretrained, arguments.films) for job in jobs], scale)
+    for reason in left_out:
+        print(f"# {reason}", file=sys.stderr)
+    root = Path(arguments.root or f"runs/{'mini' if arguments.scale == 'mini' else 'paper'}")
+    python = [*shlex.split(arguments.prefix), sys.executable]
+    commands = {job.name: [*python, *paper_plan.command(job, scale, str(root), extra)] for job in jobs}
+    if arguments.estimate:
+        print(estimate(jobs, root, read_speeds(arguments.speeds)))
+    elif arguments.slurm:
+        print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
+    elif arguments.run:
+        return run(jobs, commands, root, arguments.stop)
+    else:
+        show(jobs, commands, root)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line before a bare --."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=sorted(paper_plan.SCALES), default="full", help="mini: minutes, tiny runs")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="data sets, joined by commas")
+    parser.add_argument("--table", default="", help="1, 2, 3, 3.2 or S2, with what it needs; default: all")
+    parser.add_argument("--generators", type=int, default=0, help="estimates of Δx a data set; default: the scale's")
+    parser.add_argument("--pretrained", default="", help="ImageNet weights for the runs that start from them")
+    parser.add_argument("--films", default="", help="folder of chest radiographs for copd, with its metadata.csv")
+    parser.add_argument("--root", default="", help="directory of the runs; default: runs/paper or runs/mini")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--run", action="store_true", help="run here what is not finished, then write the report")
+    action.add_argument("--slurm", type=Path, metavar="DIR", help="write job arrays and submit.sh")
+    action.add_argument("--estimate", action="store_true", help="hours, from finished runs, --speeds or the paper")
+    parser.add_argument("--stop", action="store_true", help="--run: stop at the first failure")
+    parser.add_argument("--prefix", default="", help='put before every command, as "nice" or "srun --gpus=1"')
+    parser.add_argument("--slurm-options", default="--gres=gpu:1 --cpus-per-task=8 --time=24:00:00")
+    parser.add_argument("--speeds", type=Path, metavar="JSON", help='hours of a run, as {"cifar10:pgd": 1.5}')
+    return parser.parse_args(argv)
+
+
+# ---- which jobs
+
+
+def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
+    """Jobs that can be run, and one line for every reason why others cannot."""
+    real = bool(os.environ.get("TFDS_DATA_DIR")) or scale is not paper_plan.MINI
+    kept: dict[str, Job] = {}
+    reasons: dict[str, dict[str, None]] = {}
+
+    def tell(reason: str, kind: str) -> None:
+        reasons.setdefault(reason, {})[kind] = None
+
+    for job in jobs:
+        absent = {key: name for key, name in job.uses.items() if name not in kept}
+        if job.dataset == "copd" and "data.folder" not in job.overrides:
+            tell("chest radiographs are one's own: give --films=DIR", "copd")
+        elif job.dataset in REAL and not real:
+            tell("TFDS_DATA_DIR is not set, so the mini paper keeps to the synthetic sets", job.dataset)
+        elif paper_plan.configured(job, scale) is None:
+            tell("there is no such config", f"{job.dataset}:{job.task}")
+        elif any(not key.startswith("evaluate.") for key in absent):
+            tell("what it starts from is left out", f"{job.dataset}:{job.task}")
+        else:
+            if absent:
+                tell("nothing estimates Δx", f"{job.dataset}:{job.task}'s ᾱ_Δx")
+            kept[job.name] = job._replace(uses={key: name for key, name in job.uses.items() if key not in absent})
+    return list(kept.values()), [f"left out, {reason}: {', '.join(kinds)}" for reason, kinds in reasons.items()]
+
+
+def with_inputs(job: Job, pretrained: str, films: str) -> Job:
+    """The job with ImageNet weights, where the paper's starts from them, and with the folder of radiographs."""
+    own = {}
+    if pretrained and job.dataset in paper_plan.IMAGENET and job.task in (*paper_plan.METHODS, "vrgan"):
+        own["model.pretrained"] = pretrained
+    if films and job.dataset == "copd":
+        own["data.folder"] = films
+    return job._replace(overrides={**job.overrides, **own})
+
+
+def finished(root: Path, job: Job) -> Mapping | None:
+    """The job's result, or None."""
+    try:
+        return json.loads((root / job.name / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+# ---- what is done with them
+
+
+def show(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path) -> None:
+    """Prints the commands, stage by stage, finished ones as comments."""
+    for i, stage in enumerate(paper_plan.stages(list(jobs)), 1):
+        print(f"# stage {i}: {len(stage)} runs")
+        for job in stage:
+            text = shlex.join(commands[job.name])
+            print(f"# finished: {text}" if finished(root, job) else text)
+    print(f"# last\n{sys.executable} -m gradalign_jax.report {root} --output={root / 'report'}")
+
+
+def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, stop: bool) -> int:
+    """Runs what is not finished, in order; a failure holds up those that need it, and nothing else."""
+    lost: dict[str, str] = {}
+    started = time.monotonic()
+    for i, job in enumerate(jobs, 1):
+        if finished(root, job):
+            continue
+        if missing := [name for name in job.needs if name in lost]:
+            lost[job.name] = f"needs {missing[0]}"
+            continue
+        print(f"[{i}/{len(jobs)}, {(time.monotonic() - started) / 60:.1f} min] {job.name}", flush=True)
+        folder = root / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "command.txt").write_text(shlex.join(commands[job.name]) + "\n")
+        with open(folder / "log.txt", "w") as log:
+            status = subprocess.run(commands[job.name], cwd=Path.cwd(), stdout=log, stderr=log, check=False).returncode
+        if status == 130:
+            print("stopped; type the same command to go on", file=sys.stderr)
+            return 130
+        if status:
+            lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
+            lost[job.name] = f"failed: {lines[-1] if lines else f'status {status}'} ({folder / 'log.txt'})"
+            print(f"gradalign_jax: {job.name} {lost[job.name]}", file=sys.stderr, flush=True)
+            if stop:
+                return 1
+    for name, reason in lost.items():
+        if reason.startswith("needs"):
+            print(f"gradalign_jax: {name} left out: {reason}", file=sys.stderr)
+    report = [sys.executable, "-m", "gradalign_jax.report", str(root), f"--output={root / 'report'}"]
+    status = subprocess.run(report, check=False).returncode
+    print(f"{len(jobs) - len(lost)} of {len(jobs)} runs finished, {(time.monotonic() - started) / 60:.1f} min")
+    return 1 if lost else status
+
+
+def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Path, options: str) -> str:
+    """Writes one job array a stage, and submit.sh, which chains them; returns what to type.
+
+    A stage starts when all of the one before have ended, also badly: a run whose generator is missing says so and ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("stage*"):
+        old.unlink()
+    submit = ["#!/usr/bin/env bash", "# Submits every stage after the one before it.", "set -euo pipefail", "after="]
+    left = [[job for job in stage if not finished(root, job)] for stage in paper_plan.stages(list(jobs))]
+    for i, stage in enumerate([stage for stage in left if stage], 1):
+        lines = folder / f"stage{i}.txt"
+        lines.write_text("".join(shlex.join(commands[job.name]) + "\n" for job in stage))
+        script = folder / f"stage{i}.sh"
+        script.write_text(
+            f"#!/usr/bin/env bash\n#SBATCH --job-name=gradalign-{i}\n#SBATCH --array=1-{len(stage)}\n"
+            + "".join(f"#SBATCH {option}\n" for option in shlex.split(options))
+            + f"#SBATCH --output={folder.resolve()}/%A_%a.log\n#SBATCH --requeue\n"
+            f'cd {shlex.quote(str(Path.cwd()))}\neval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" '
+            f'{shlex.quote(str(lines.resolve()))})"\n'
+        )
+        submit.append(f"after=$(sbatch --parsable ${{after:+--dependency=afterany:$after}} {script.resolve()})")
+    report = f"{sys.executable} -m gradalign_jax.report {root} --output={root / 'report'}"
+    submit.append(f"echo 'when the last has ended: {report}'")
+    (folder / "submit.sh").write_text("\n".join(submit) + "\n")
+    return f"{sum(map(len, left))} runs in {sum(map(bool, left))} job arrays: bash {folder / 'submit.sh'}"
+
+
+# ---- hours
+
+
+def read_speeds(file: Path | None) -> Mapping[str, float]:
+    """Hours of a run by "dataset:task"."""
+    return json.loads(file.read_text()) if file else {}
+
+
+def hours(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float]) -> dict[str, tuple[float | None, str]]:
+    """Hours of one run by "dataset:task", and where they come from: finished runs, --speeds, or the paper."""
+    column = {"vrgan": "generator", "gan": "generator", "evaluate": "square"}
+    found: dict[str, tuple[float | None, str]] = {}
+    for kind in dict.fromkeys(f"{job.dataset}:{job.task}" for job in jobs):
+        dataset, task = kind.split(":")
+        mine = [job for job in jobs if (job.dataset, job.task) == (dataset, task)]
+        seconds = [result["seconds"] for job in mine if (result := finished(root, job)) and result.get("seconds")]
+        printed = paper.HOURS.get((dataset,), {}).get(column.get(task, task))
+        if seconds:
+            found[kind] = (sum(seconds) / len(seconds) / 3600, f"{len(seconds)} finished")
+        elif kind in speeds:
+            found[kind] = (float(speeds[kind]), "given")
+        else:
+            found[kind] = (printed.value, "paper's GPUs") if printed else (None, "unknown")
+    return found
+
+
+def estimate(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float]) -> str:
+    """A table of runs and hours by kind, and the sum of what is left."""
+    lines = [f"{'run':22}{'runs':>6}{'left':>6}{'hours each':>12}{'hours left':>12}  from"]
+    total, unknown = 0.0, 0
+    for kind, (each, source) in hours(jobs, root, speeds).items():
+        mine = [job for job in jobs if f"{job.dataset}:{job.task}" == kind]
+        left = sum(finished(root, job) is None for job in mine)
+        unknown += left if each is None else 0
+        total += left * (each or 0.0)
+        numbers = ("?", "?") if each is None else (f"{each:.3g}", f"{left * each:.3g}")
+        lines.append(f"{kind:22}{len(mine):6}{left:6}{numbers[0]:>12}{numbers[1]:>12}  {source}")
+    more = f", and {unknown} runs of unknown length" if unknown else ""
+    return "\n".join([*lines, f"{len(jobs)} runs, {total:.4g} hours left, one device at a time{more}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Films and their table: what is kept, how patients are divided, how a film is prepared, and what is refused."""
+
+import csv
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import copd
+from gradalign_jax import data, settings
+from gradalign_jax.data import radiographs
+from gradalign_jax.data.dataset import DataError
+
+FILMS = Path(os.environ.get("TFDS_DATA_DIR", "")).parent / "cxr"
+
+
+def write_films(folder, patients=20, size=(30, 40), **columns):
+    """Two films a patient, random, with labels by patient; `columns` are functions of the row number."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(2 * patients):
+        name = f"secret_{number}.png"
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+        row = {"image": name, "patient_id": f"p{number // 2}", "label": str(number // 2 % 2)}
+        rows.append(row | {column: str(value(number)) for column, value in columns.items()})
+    write_table(folder, rows)
+    return rows
+
+
+def write_table(folder, rows):
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load(folder, **options):
+    return data.load("copd", cache_dir=folder / "cache", folder=folder, **options)
+
+
+def patients_of(dataset, rows):
+    return {name: {rows[i]["patient_id"] for i in split.index} for name, split in dataset.splits.items()}
+
+
+def test_no_patient_is_in_two_splits_and_labels_are_the_table_s(tmp_path):
+    rows = write_films(tmp_path)
+    dataset = load(tmp_path)
+    patients = patients_of(dataset, rows)
+    assert {name: len(group) for name, group in patients.items()} == {"train": 14, "validation": 2, "test": 4}
+    assert not patients["train"] & patients["test"] | patients["train"] & patients["validation"]
+    for split in dataset.splits.values():
+        assert [int(rows[i]["label"]) for i in split.index] == split.label.tolist()
+    assert dataset.splits["train"].image.shape == (28, 256, 256, 1)
+    assert dataset.splits["test"].image.shape == (8, 224, 224, 1)
+    assert "view, transplant, days, study_id" in dataset.notes[0]
+    again = load(tmp_path)  # from the cache
+    np.testing.assert_array_equal(again.splits["train"].image, dataset.splits["train"].image)
+    assert len(set(load(tmp_path, limit=8).splits["train"].label.tolist())) == 2
+
+
+def test_given_splits_are_kept_and_a_patient_in_two_is_named(tmp_path):
+    rows = write_films(tmp_path, split=lambda n: ("train", "validation", "test")[n // 2 % 3])
+    dataset = load(tmp_path)
+    assert all({rows[i]["split"] for i in split.index} == {name} for name, split in dataset.splits.items())
+    rows[3]["split"] = "test"
+    write_table(tmp_path, rows)
+    with pytest.raises(DataError, match=r"row 5 of the table puts its patient into test, .* validation"):
+        load(tmp_path)
+
+
+def test_filters_of_the_paper(tmp_path):
+    columns = {
+        "view": lambda n: "LL" if n == 0 else "PA",
+        "transplant": lambda n: int(n == 3),  # and with it patient 1's other film
+        "days": lambda n: -31 if n == 4 else n % 3 - 1,
+        "study_id": lambda n: 999 if n in (6, 7) else n,
+    }
+    rows = write_films(tmp_path, **columns)
+    kept = [int(row["row"]) - 2 for row in radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]]
+    assert kept == [n for n in range(len(rows)) if n not in (0, 2, 3, 4, 6, 7)]
+
+
+def test_the_closest_study_and_test_are_kept(tmp_path):
+    columns = {
+        "days": lambda n: [3, -2, 5, 1][n % 4],
+        "study_id": lambda n: n // 4 * 4 + n % 2,
+        "test_id": lambda n: n // 2,
+    }
+    write_films(tmp_path, **columns)
+    rows = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    # Of tests (0, 1) and (2, 3): rows 1 and 3, which share a study; of that study row 3 is closest.
+    assert [int(row["row"]) - 2 for row in rows] == list(range(3, 40, 4))
+
+
+def test_labels_from_spirometry(tmp_path):
+    rows = write_films(tmp_path, fev1=lambda n: 2.0, fvc=lambda n: 2.8 if n % 4 < 2 else 3.0)
+    for row in rows:
+        del row["label"]
+    write_table(tmp_path, rows)
+    dataset = load(tmp_path)
+    for split in dataset.splits.values():
+        assert split.label.tolist() == [int(i % 4 >= 2) for i in split.index]  # 0.714 and 0.667
+
+
+def test_a_film_is_cut_resized_and_equalised(tmp_path):
+    ramp = np.tile(np.linspace(0, 60000, 512) ** 1.0, (512, 1))
+    wide = np.concatenate([np.full((512, 100), 65535.0), ramp, np.full((512, 100), 65535.0)], axis=1)
+    film = radiographs.prepare(wide**0.5, "2")
+    assert film.shape == (256, 256, 1)
+    # The square in the middle alone is left, and its brightness, however bent, is spread evenly.
+    row = film[100, :, 0].astype(float)
+    np.testing.assert_allclose(row, np.linspace(0, 255, 256), atol=4)
+    deep = tmp_path / "deep.png"
+    Image.fromarray((ramp).astype(np.uint16)).save(deep)
+    np.testing.assert_allclose(radiographs._open("2", deep), ramp.astype(np.uint16), rtol=0)
+
+
+def test_crops_are_drawn_anew_and_stay_inside():
+    film = np.arange(256 * 256, dtype=np.float32).reshape(256, 256, 1)
+    corners = set()
+    for seed in range(6):
+        crop = np.asarray(radiographs.random_crop(jax.random.key(seed), film))
+        top, left = divmod(int(crop[0, 0, 0]), 256)
+        np.testing.assert_array_equal(crop, film[top : top + 224, left : left + 224])
+        corners.add((top, left))
+    assert len(corners) > 3
+
+
+def test_what_cannot_be_used_is_named_by_row_not_by_file(tmp_path):
+    rows = write_films(tmp_path)
+    Image.fromarray(np.full((30, 40), 7, np.uint8)).save(tmp_path / "secret_4.png")
+    with pytest.raises(DataError, match="film of row 6 of the table is constant") as error:
+        load(tmp_path)
+    assert "secret" not in str(error.value)
+    (tmp_path / "secret_4.png").write_bytes(b"\x89PNG no film")
+    with pytest.raises(DataError, match="cannot read the film of row 6") as error:
+        load(tmp_path)
+    assert "secret" not in str(error.value)
+    (tmp_path / "secret_4.png").unlink()
+    with pytest.raises(DataError, match="film of row 6 of the table is missing") as error:
+        load(tmp_path)
+    assert "secret" not in str(error.value)
+    rows[5]["label"] = "yes"
+    write_table(tmp_path, rows)
+    with pytest.raises(DataError, match="row 7 of the table: label is 'yes'"):
+        load(tmp_path)
+    write_table(tmp_path, [{"image": row["image"], "label": "1"} for row in rows])
+    with pytest.raises(DataError, match="has no column patient_id"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="cannot read the table"):
+        load(tmp_path, table=tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match=r"config\.data\.folder is empty"):
+        data.load("copd")
+
+
+def test_configs_pass_their_check():
+    for task in ("baseline", "pgd", "vrgan"):
+        for argument in (task, f"{task},smoke"):
+            settings.check(copd.get_config(argument))
+    with pytest.raises(ValueError, match=r"config\.delta_x\.generator=DIR"):
+        settings.check(copd.get_config("align"))
+
+
+@pytest.mark.skipif(not (FILMS / "metadata.csv").exists(), reason="no films beside the data sets")
+def test_real_films(tmp_path):
+    dataset = data.load("copd", cache_dir=tmp_path, folder=FILMS, limit=12)
+    for split in dataset.splits.values():
+        assert len(split.label) == 12
+        brightness = split.image.reshape(12, -1)
+        assert (np.abs(brightness.mean(1) - 127.5) < 20).all()  # equalised

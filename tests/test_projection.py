@@ -386,7 +386,9 @@ def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
     np.testing.assert_allclose(pairs["loss"][chosen], np.mean((image - split.image) ** 2, axis=(1, 2, 3)), rtol=1e-4)
 
 
-def test_an_estimate_that_lacks_what_is_needed_is_refused(finished):
+def test_an_estimate_that_lacks_what_is_needed_is_refused(finished, tmp_path):
+    with pytest.raises(RunError, match=r"identity\.json is missing: give the directory of a project run"):
+        project.load_estimate(tmp_path, data.load("squares32", limit=LIMIT))
     section = squares32.get_config("align").delta_x
     section.store = str(finished[0])
     assert estimates.load(section, data.load("squares32", limit=LIMIT), "train") is not None

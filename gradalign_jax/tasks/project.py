@@ -161,8 +161,7 @@ class ProjectRun:
 
     def run(self) -> dict[str, Any]:
         """Project, then look at what was found; returns the content of result.json."""
-        if not (self.workdir.path / _GENERATOR).exists():
-            weights.write(self.workdir.path / _GENERATOR, self.variables, **self.described)
+        weights.write(self.workdir.path / _GENERATOR, self.variables, **self.described)
         self.project()
         estimate = load_estimate(self.workdir.path, self.dataset)
         similarity = self.similarity(estimate)

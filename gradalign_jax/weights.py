@@ -15,8 +15,6 @@ from safetensors.numpy import save
 
 from gradalign_jax.workdir import RunError, write_atomically
 
-_KEY = "gradalign_jax"  # of the metadata
-
 
 def digest(tree: Mapping[str, Any]) -> str:
     """A hash of names, shapes, types and values of a nested dict of arrays."""
@@ -38,7 +36,7 @@ def write(path: Path, tree: Mapping[str, Any], **described: Any) -> str:
     name = digest(tree)
     flat = traverse_util.flatten_dict(tree, sep="/")
     # One entry: the order of several is random, and equal contents should be equal bytes.
-    write_atomically(path, save(flat, metadata={_KEY: json.dumps({**described, "digest": name})}))
+    write_atomically(path, save(flat, metadata={"described": json.dumps({**described, "digest": name})}))
     return name
 
 
@@ -52,11 +50,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
         raise RunError(f"{path} is missing: let the run that trains it finish, or correct the directory")
     try:
         with safe_open(path, "numpy") as file:
-            described = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            metadata = file.metadata() or {}
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): train it again, or restore the file") from error
     tree = traverse_util.unflatten_dict(flat, sep="/")
-    if described.get("digest") != digest(tree):
+    described = {"digest": metadata.get("digest")} | json.loads(metadata.get("described", "{}"))
+    if described["digest"] != digest(tree):
         raise RunError(f"{path} is damaged or was not written by gradalign_jax: its hash differs; train it again")
     return tree, described

@@ -51,11 +51,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
+            described = {"digest": metadata.get("digest")} | json.loads(metadata.get("described", "{}"))
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): train it again, or restore the file") from error
     tree = traverse_util.unflatten_dict(flat, sep="/")
-    described = {"digest": metadata.get("digest")} | json.loads(metadata.get("described", "{}"))
     if described["digest"] != digest(tree):
         raise RunError(f"{path} is damaged or was not written by gradalign_jax: its hash differs; train it again")
     return tree, described

@@ -334,7 +334,8 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, gan_run, tmp_path, monkey
 
 def test_a_damaged_shard_is_named_and_made_again(finished, gan_run, tmp_path, caplog):
     shutil.copytree(finished[0], tmp_path / "run")
-    for number, damage in ((0, lambda b: b[:100]), (1, lambda b: b[:-1] + bytes([b[-1] ^ 1])), (2, lambda b: b"")):
+    damages = (lambda b: b[:100], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b.replace(b"digest", b"dige\\\\"))
+    for number, damage in enumerate(damages):
         file = tmp_path / "run" / "store" / f"00000{number}.safetensors"
         file.write_bytes(damage(file.read_bytes()))
     start(tmp_path / "run", small(gan_run))

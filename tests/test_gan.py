@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import mnist, squares32
 from gradalign_jax import data, gan, parallel, settings, training, weights
@@ -286,11 +287,21 @@ def start(path, config):
         workdir.close()
 
 
+@pytest.fixture
+def compiled_once(tmp_path):
+    """Runs of one test share their programs."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch):
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, compiled_once):
     config = small()
     whole = start(tmp_path / "whole", config)
     save = Workdir.save

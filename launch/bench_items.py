@@ -95,12 +95,16 @@ EXPERIMENTS = {
     ),
 }
 METHODS = {"plain": "baseline", "align": "align", "pgd": "pgd"}
-ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian"]
+ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian", "gan_iteration"]
 ITEMS += [f"projection_{form}" for form in bench_projection.FORMS]
 
 
-def build(name: str, attack_steps: int = 40) -> Item:
+def build(name: str, attack_steps: int = 40, gan_width: int = 256) -> Item:
     """Builds one of ITEMS. Without PyTorch only our side is there."""
+    if name == "gan_iteration":
+        from launch import bench_gan  # which needs this module
+
+        return bench_gan.build(gan_width)
     data, method = name.split("_")
     if data == "projection":
         return build_projection(name, method)

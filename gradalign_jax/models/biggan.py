@@ -146,6 +146,11 @@ class _DiscriminatorNetwork(nn.Module):
         return SpectralLinear(self.num_classes + 1, self.dtype, name="linear")(features, train), features
 
 
+def _draw(network: nn.Module, key: Array, *inputs: jax.ShapeDtypeStruct) -> Variables:
+    """The network's initial variables, one by one: as one program they take longer to compile than training does."""
+    return network.lazy_init(key, *inputs, train=False)
+
+
 def create_generator(
     num_classes: int,
     channels: int,
@@ -162,7 +167,9 @@ def create_generator(
     network = _GeneratorNetwork(num_classes, channels, width, axis_name, dtype)
 
     def init(key: Array) -> Variables:
-        return jax.jit(partial(network.init, train=False))(key, jnp.zeros((1, latent_dim)), jnp.zeros(1, jnp.int32))
+        return _draw(
+            network, key, jax.ShapeDtypeStruct((1, latent_dim), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        )
 
     def apply(variables: Variables, z: Array, label: Array, train: bool = False) -> tuple[Array, Variables]:
         return network.apply(variables, z, label, train, mutable=["batch_stats", "spectral"])
@@ -177,7 +184,7 @@ def create_discriminator(
     network = _DiscriminatorNetwork(num_classes, width, dtype)
 
     def init(key: Array) -> Variables:
-        return jax.jit(partial(network.init, train=False))(key, jnp.zeros((1, SIZE, SIZE, channels)))
+        return _draw(network, key, jax.ShapeDtypeStruct((1, SIZE, SIZE, channels), jnp.float32))
 
     def apply(variables: Variables, image: Array, train: bool = False) -> tuple[Array, Array, Variables]:
         (scores, features), state = network.apply(variables, image, train, mutable=["spectral"])

@@ -82,6 +82,7 @@ class GanRun:
         self.dataset = batches.load(config)
         self.logits_fn = load_classifier(config.gan.classifier, self.dataset) if config.gan.classifier else None
         self.images = training_images(config, self.dataset)
+        self.per_epoch = self.iterations_per_epoch()
         self.devices = parallel.devices(config.devices, config.train.batch_size)
         self.key = jax.random.key(config.seed)
         self.shape = {
@@ -103,16 +104,15 @@ class GanRun:
 
     # ---- training
 
-    def chunk_length(self) -> int:
-        """Iterations of one program: a divisor of the data's epoch and of what lies between two pictures."""
-        wanted = self.config.train.batch_size * self.config.gan.d_steps
-        self.per_epoch = len(self.images.label) // wanted
-        if not self.per_epoch:
+    def iterations_per_epoch(self) -> int:
+        """Whole iterations that the images allow without repeating one; RunError if none."""
+        needed = self.config.train.batch_size * self.config.gan.d_steps
+        if len(self.images.label) < needed:
             raise RunError(
-                f"an iteration needs {wanted} images, there are {len(self.images.label)}: lower "
+                f"an iteration needs {needed} images, there are {len(self.images.label)}: lower "
                 "config.train.batch_size or config.gan.d_steps"
             )
-        return loop.chunk_length(math.gcd(self.per_epoch, self.config.gan.sample_every), self.config.train.log_every)
+        return len(self.images.label) // needed
 
     def chunk(self, length: int):
         """The compiled training program, on all devices."""
@@ -150,8 +150,7 @@ class GanRun:
 
     def train(self) -> gan.GanState:
         """Trains from the last checkpoint, or from step 0; returns the last state, on the host."""
-        state, total = self.fresh_state(), self.config.gan.iterations
-        length = self.chunk_length()
+        config, state, total = self.config, self.fresh_state(), self.config.gan.iterations
         saved = self.workdir.restore((state, np.float64(0)))
         if saved is not None:
             state, seconds = saved
@@ -161,6 +160,10 @@ class GanRun:
         self.workdir.open_metrics(step)
         if step == total:
             return state
+
+        # A program neither crosses an epoch of the data nor a picture.
+        between = math.gcd(self.per_epoch, config.gan.sample_every)
+        length = loop.chunk_length(between, config.train.log_every)
 
         def save(step: int, state: gan.GanState) -> None:
             self.workdir.save(step, (parallel.first(state), np.float64(time.time() - self.started)))
@@ -172,11 +175,11 @@ class GanRun:
             step=step,
             length=length,
             total=total,
-            steps_per_epoch=self.config.gan.sample_every,
+            steps_per_epoch=config.gan.sample_every,
             workdir=self.workdir,
             save=save,
             end_epoch=lambda epoch, state, bar: self.draw(parallel.first(state)),
-            checkpoint_minutes=self.config.train.checkpoint_minutes,
+            checkpoint_minutes=config.train.checkpoint_minutes,
         )
         return parallel.first(state)
 

@@ -11,9 +11,9 @@ import math
 
 from ml_collections import ConfigDict
 
-METHODS = ("baseline", "align", "pgd")
-CLASSIFIER_TASKS = (*METHODS, "evaluate")
-DIRECT = (*CLASSIFIER_TASKS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
+METHODS = ("baseline", "align", "pgd")  # of training a classifier
+MULTICLASS = (*METHODS, "evaluate")
+DIRECT = (*MULTICLASS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
 
 # Every option of a model's `create`, at its default.
 MODELS = {
@@ -60,6 +60,25 @@ def base(dataset: str, task: str) -> ConfigDict:
     return config
 
 
+def _model_and_training(config: ConfigDict, model: dict) -> None:
+    config.model = ConfigDict(
+        MODELS[model["name"]] | model
+    )  # name: a file of gradalign_jax/models; the rest are options of its `create`
+    config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.b1 = 0.0  # adam (the authors': 0 and 0.9 for the binary data sets, 0.5 and 0.999 for MNIST)
+    config.optimizer.b2 = 0.9
+
+    config.train = ConfigDict()
+    config.train.batch_size = 12  # over all devices
+    config.train.epochs = 30
+    config.train.steps_per_epoch = 200  # 0: as many as the data set has whole batches
+    config.train.log_every = 50  # steps, rounded down to a divisor of the epoch
+    config.train.checkpoint_minutes = 5.0  # besides the one after every epoch
+
+
 def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     """Adds the keys of how a classifier is measured, in every task that does."""
     config.attack = ConfigDict()  # PGD L∞, for training by method pgd, for validation and for the test
@@ -92,31 +111,13 @@ def evaluate(dataset: str, dimensions: int) -> ConfigDict:
     return config
 
 
-def _model_and_training(config: ConfigDict, model: dict) -> None:
-    config.model = ConfigDict(
-        MODELS[model["name"]] | model
-    )  # name: a file of gradalign_jax/models; the rest are options of its `create`
-    config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
-
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.b1 = 0.0  # adam (the authors': 0 and 0.9 for the binary data sets, 0.5 and 0.999 for MNIST)
-    config.optimizer.b2 = 0.9
-
-    config.train = ConfigDict()
-    config.train.batch_size = 12  # over all devices
-    config.train.epochs = 30
-    config.train.steps_per_epoch = 200  # 0: as many as the data set has whole batches
-    config.train.log_every = 50  # steps, rounded down to a divisor of the epoch
-    config.train.checkpoint_minutes = 5.0  # besides the one after every epoch
-
-
-def classifier(dataset: str, method: str, dimensions: int, model: dict) -> ConfigDict:
+def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigDict:
     """The keys of a classifier run, or of an evaluation, with the values that most data sets share."""
-    if method == "evaluate":
+    if task == "evaluate":
         return evaluate(dataset, dimensions)
     config = measured(base(dataset, "classifier"), dimensions)
-    config.method = method  # baseline | align | pgd
+    config.method = task  # baseline | align | pgd
+
     _model_and_training(config, model)
     config.optimizer.name = "adam"  # adam | sgd
     config.optimizer.momentum = 0.9  # sgd

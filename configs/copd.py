@@ -35,8 +35,7 @@ def get_config(argument: str | None = None):
         config.data.limit = 32
         config.evaluate.images = config.evaluate.block = 8
         if task != "evaluate":
-            config.train.batch_size, config.train.steps_per_epoch = 4, 4
-            config.validate.images = 8
+            config.train.batch_size, config.train.steps_per_epoch, config.validate.images = 4, 4, 8
     return config
 
 

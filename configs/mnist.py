@@ -11,7 +11,7 @@ from configs import common
 
 def get_config(argument: str | None = None):
     """baseline | align | pgd | evaluate | gan | project, and smoke."""
-    task, smoke = common.parse(argument, (*common.CLASSIFIER_TASKS, "gan", "project"))
+    task, smoke = common.parse(argument, (*common.MULTICLASS, "gan", "project"))
     if task == "gan":
         return common.gan("mnist", smoke=smoke)
     if task == "project":

@@ -16,7 +16,7 @@ from gradalign_jax import alignment, parallel
 from gradalign_jax.attacks import pgd, square
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.data import pipeline
-from gradalign_jax.types import Array, Attack, Classifier, Estimate, Variables
+from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, Variables
 
 
 class Evaluation:
@@ -95,12 +95,8 @@ class Evaluation:
     def _align_by_class(self, logits_fn, batch, keys, rows, arrays):
         return alignment.by_class(logits_fn, self._delta_x and partial(self._delta_x.delta_x, arrays), *batch)
 
-    def over_blocks(self, program: Callable, variables: Variables, rows: Any = None, *rest) -> Any:
-        """Calls `program(variables, split, key, rows, *rest)`, as `parallel.pmap` made it, block by block.
-
-        rows: arrays `[n, ...]`, "place" in the split among them; None: every place. Returns `[n, ...]`, on the host.
-        """
-        rows = self._rows(None) if rows is None else rows
+    def _over_blocks(self, program: Callable, variables: Variables, rows: Any, *rest) -> Any:
+        """Calls the program on `rows` (arrays `[n, ...]`) block by block and returns `[n, ...]` results on the host."""
         count, group = len(rows["place"]), len(self._on) * self.block
         pending = []
         for first in range(0, count, group):  # the last call repeats a row until it is full
@@ -113,6 +109,15 @@ class Evaluation:
             lambda *parts: np.concatenate([part.reshape(group, *part.shape[2:]) for part in parts])[:count], *results
         )
 
+    def program(self, measure: Callable[[Variables, Batch], Any]) -> Callable[[Variables], Any]:
+        """A measurement of one's own, measure(variables, batch) -> `[B, ...]`, as a function of variables alone."""
+
+        def on_device(variables, data, key, rows):
+            return measure(variables, pipeline.gather(data, rows["place"]))
+
+        compiled = parallel.pmap(on_device, self._on, in_axes=(0, 0, None, 0))
+        return lambda variables: self._over_blocks(compiled, variables, self._rows(None))
+
     def _rows(self, part: range | None) -> dict[str, np.ndarray]:
         return {"place": np.asarray(range(self.size) if part is None else part, np.int32)}
 
@@ -121,9 +126,9 @@ class Evaluation:
     ) -> np.ndarray:
         """The class each image is taken for after an attack of size ε, int `[n]`; no attack at ε = 0."""
         if epsilon == 0:
-            return self.over_blocks(self._clean, variables, self._rows(part))
+            return self._over_blocks(self._clean, variables, self._rows(part))
         values = (np.float32(epsilon), np.float32(step_size))
-        return self.over_blocks(self._attacked[attack], variables, self._rows(part), *values)
+        return self._over_blocks(self._attacked[attack], variables, self._rows(part), *values)
 
     def errors(self, variables: Variables, attack: str, epsilon: float, step_size: float) -> np.ndarray:
         """Which images are misclassified after an attack of size ε, bool `[N]`."""
@@ -131,11 +136,11 @@ class Evaluation:
 
     def alignments(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
         """All of `alignment.measure`, and whether the loss's gradient is zero (`zero_gradient`), `[n]` each."""
-        return self.over_blocks(self._aligned, variables, self._rows(part), self._estimate)
+        return self._over_blocks(self._aligned, variables, self._rows(part), self._estimate)
 
     def by_class(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
         """All of `alignment.by_class`, `[n, K]` each."""
-        return self.over_blocks(self._by_class, variables, self._rows(part), self._estimate)
+        return self._over_blocks(self._by_class, variables, self._rows(part), self._estimate)
 
     def square(
         self,
@@ -156,11 +161,11 @@ class Evaluation:
         }
 
         def start(pairs):
-            return self.over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
+            return self._over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
 
         def search(pairs, state, first, last):
             chosen = {name: leaf[pairs] for name, leaf in rows.items()} | {"state": state}
-            return self.over_blocks(self._search, variables, chosen, np.int32(first), np.int32(last))
+            return self._over_blocks(self._search, variables, chosen, np.int32(first), np.int32(last))
 
         state = square.run(start, search, len(rows["place"]), queries, tick)
         shape = (len(epsilons), len(place))
@@ -168,4 +173,4 @@ class Evaluation:
 
     def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """The L2 distance to the nearest image found to be misclassified, `[n]`; +inf where none was."""
-        return self.over_blocks(self._nearest, variables, self._rows(part))
+        return self._over_blocks(self._nearest, variables, self._rows(part))

@@ -61,8 +61,8 @@ _TRAINING = {
     "evaluate.block": _COUNT,
 }
 _CLASSIFIER = (
-    _TEST
-    | _TRAINING
+    _TRAINING
+    | _TEST
     | {
         "method": _one_of("baseline", "align", "pgd"),
         "optimizer.name": _one_of("adam", "sgd"),

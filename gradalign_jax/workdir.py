@@ -4,7 +4,7 @@
     checkpoints/N/       Orbax; N.json beside it holds the hashes that make step N count as saved
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
     evaluation.jsonl     finished points of the final evaluation
-    result.json, *.png   the outcome; pictures.npz holds what the pictures show
+    result.json, *.png   the outcome; pictures.npz holds what the pictures show, images.csv a line per test image
 
 Killed at any instant and started again with the same command, a run goes on from the last whole checkpoint.
 """

@@ -28,12 +28,20 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     at = list(argv).index("--") if "--" in argv else len(argv)
     arguments, extra = parse_arguments(argv[:at]), argv[at + 1 :]
-    scale = paper_plan.SCALES[arguments.scale]
     try:
-        jobs = paper_plan.plan(scale, arguments.only, arguments.table, arguments.generators)
-    except ValueError as error:
+        return act(arguments, extra)
+    except KeyboardInterrupt:
+        print("stopped; type the same command to go on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
         print(f"gradalign_jax: {error}", file=sys.stderr)
         return 2
+
+
+def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Plans, and does what was asked for."""
+    scale = paper_plan.SCALES[arguments.scale]
+    jobs = paper_plan.plan(scale, arguments.only, arguments.table, arguments.generators)
     jobs, left_out = available([with_inputs(job, arguments.pretrained, arguments.films) for job in jobs], scale)
     for reason in left_out:
         print(f"# {reason}", file=sys.stderr)
@@ -41,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     python = [*shlex.split(arguments.prefix), sys.executable]
     commands = {job.name: [*python, *paper_plan.command(job, scale, str(root), extra)] for job in jobs}
     if arguments.estimate:
-        print(estimate(jobs, root, read_speeds(arguments.speeds)))
+        print(estimate(jobs, root, json.loads(arguments.speeds.read_text()) if arguments.speeds else {}))
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
     elif arguments.run:
@@ -147,10 +155,9 @@ def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, stop
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "command.txt").write_text(shlex.join(commands[job.name]) + "\n")
         with open(folder / "log.txt", "w") as log:
-            status = subprocess.run(commands[job.name], cwd=Path.cwd(), stdout=log, stderr=log, check=False).returncode
+            status = subprocess.run(commands[job.name], stdout=log, stderr=log, check=False).returncode
         if status == 130:
-            print("stopped; type the same command to go on", file=sys.stderr)
-            return 130
+            raise KeyboardInterrupt
         if status:
             lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
             lost[job.name] = f"failed: {lines[-1] if lines else f'status {status}'} ({folder / 'log.txt'})"
@@ -195,11 +202,6 @@ def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Pat
 
 
 # ---- hours
-
-
-def read_speeds(file: Path | None) -> Mapping[str, float]:
-    """Hours of a run by "dataset:task"."""
-    return json.loads(file.read_text()) if file else {}
 
 
 def hours(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float]) -> dict[str, tuple[float | None, str]]:

@@ -6,7 +6,9 @@ which no classifier can go beyond, so there the list is ε/8 ... ε.
 """
 
 import importlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 METHODS = ("baseline", "align", "pgd")
@@ -21,6 +23,7 @@ IMAGENET = ("squares", "mnist35", "copd", "mnist")  # classifiers and critics st
 # Config keys by which a run names another one's directory.
 GAN_OF_PROJECT = "project.generator"
 CLASSIFIER_OF_EVALUATE = "classifier"
+_CONFIGS = os.path.relpath(Path(__file__).resolve().parents[1] / "configs")  # from where the command is typed
 
 
 def epsilons(dataset: str) -> tuple[float, ...]:
@@ -58,7 +61,7 @@ class Scale(NamedTuple):
     validated: int  # estimates where Δx is known, of section 3.2
     epsilons: Mapping[str, tuple[float, ...]]  # of Table 3
     series: int  # seeds at each of them
-    evaluated: int  # seeds that Square Attack measures
+    evaluated: Mapping[str, int]  # seeds that an evaluation measures, Square Attack with it; by data set; "": others
     scatter: int  # images of Figure 7, under Carlini and Wagner's attack, of the first seed
     overrides: Mapping[str, Mapping[str, Any]]  # by "dataset:task"; "dataset:classifier" is about all three
 
@@ -70,10 +73,11 @@ FULL = Scale(
     validated=5,
     epsilons={dataset: epsilons(dataset) for dataset in TABLE_2},
     series=5,
-    evaluated=5,
+    evaluated={"": 5},
     scatter=1000,
     overrides={},
 )
+_BLACK_BOX = {"evaluate.square_queries": 10}  # in the classifier's own run, to spare another start
 # Tiny: it shows that every table and figure can be made, not their numbers.
 MINI = Scale(
     flag=",smoke",
@@ -82,25 +86,25 @@ MINI = Scale(
     validated=1,
     epsilons={dataset: epsilons(dataset)[0:4:3] for dataset in ("spheres", "mnist35")},
     series=1,
-    evaluated=1,
-    scatter=50,
+    evaluated={"": 0, "spheres": 1},
+    scatter=10,
     overrides={
         "spheres:vrgan": {"train.epochs": 2, "train.steps_per_epoch": 300},
         "squares:vrgan": {
             **{"train.batch_size": 2, "train.epochs": 1, "train.steps_per_epoch": 6, "generator.width": 4},
             **{"validate.images": 4, "evaluate.images": 8, "evaluate.block": 4},
         },
-        "squares:classifier": {"train.epochs": 1, "validate.images": 4, "attack.steps": 2},
-        "spheres:classifier": {
-            "train.epochs": 2,
-            "train.steps_per_epoch": 400,
-            "evaluate.images": 100,
-            "attack.steps": 20,
-        },
+        "squares:classifier": {**_BLACK_BOX, "train.epochs": 1, "validate.images": 4, "attack.steps": 2},
+        "spheres:classifier": {"train.epochs": 2, "train.steps_per_epoch": 400, "evaluate.images": 100},
         "spheres:pgd": {"train.steps_per_epoch": 100},
-        "mnist:classifier": {"data.limit": 64, "attack.steps": 3},
+        "spheres:evaluate": {"evaluate.images": 100, "attack.steps": 10},
+        "mnist35:classifier": _BLACK_BOX,
+        "mnist:classifier": {**_BLACK_BOX, "data.limit": 64, "attack.steps": 3},
         "mnist:project": {"data.limit": 64},
-        "cifar10:classifier": {"data.limit": 64, "attack.steps": 2, "validate.images": 8, "evaluate.images": 8},
+        "cifar10:classifier": {
+            **{**_BLACK_BOX, "data.limit": 64, "attack.steps": 2},
+            **{"validate.images": 8, "evaluate.images": 8, "evaluate.block": 8},
+        },
         "cifar10:project": {"data.limit": 64},
         "squares32:project": {"data.limit": 64},
     },
@@ -111,7 +115,7 @@ SCALES = {"full": FULL, "mini": MINI}
 def _job(scale: Scale, dataset: str, what: str, task: str, seed: int, tables: Iterable[str], uses=None, **own) -> Job:
     kind = "classifier" if task in METHODS else task
     shared = {k: v for key in (kind, task) for k, v in scale.overrides.get(f"{dataset}:{key}", {}).items()}
-    changed = {"seed": seed, **own, **shared}
+    changed = {**({} if task == "evaluate" else {"seed": seed}), **own, **shared}  # it takes its classifier's
     return Job(f"{dataset}/{what}/seed{seed}", task, changed, uses or {}, frozenset(tables))
 
 
@@ -147,7 +151,7 @@ def _classifiers(scale: Scale, dataset: str) -> Iterator[Job]:
             tables = ("2", *multiclass, *(("3",) if method == "pgd" else ()))
             job = _job(scale, dataset, method, method, seed, tables, _measured_with(scale, dataset, method, seed))
             yield job
-            if seed < scale.evaluated:
+            if seed < scale.evaluated.get(dataset, scale.evaluated[""]):
                 uses = {CLASSIFIER_OF_EVALUATE: job.name, **_measured_with(scale, dataset, "evaluate", seed)}
                 scatter = {"evaluate.cw_images": scale.scatter} if seed == 0 else {}
                 yield _job(scale, dataset, f"{method}-evaluate", "evaluate", seed, ("2",), uses, **scatter)
@@ -222,7 +226,7 @@ def command(job: Job, scale: Scale, root: str, extra: Iterable[str] = ()) -> lis
     """The job as a command line, without the interpreter."""
     values = {**job.overrides, **{key: f"{root}/{name}" for key, name in job.uses.items()}}
     return [
-        *("-m", "gradalign_jax.main", f"--config=configs/{job.dataset}.py:{job.task}{scale.flag}"),
+        *("-m", "gradalign_jax.main", f"--config={_CONFIGS}/{job.dataset}.py:{job.task}{scale.flag}"),
         *(f"--config.{key}={value}" for key, value in values.items()),
         *extra,
         f"--workdir={root}/{job.name}",

@@ -38,6 +38,9 @@ def typed(*arguments, timeout=100):
         (["--config=configs/mnist.py:align"], "no exact Δx is known for mnist"),
         (["--config=configs/mnist.py:pgd", "--config.model.pretrained=nowhere"], "no such file"),
         (["--config.task=classify"], "config.task='classify' must be one of classifier"),
+        (["--config=configs/spheres.py:evaluate"], "config.classifier is not given"),
+        (["--config=configs/mnist.py:evaluate", "--config.classifier=nowhere"], "config.classifier='nowhere'"),
+        (["--config.evaluate.square_queries=-1"], "must lie in 0 to 200000"),
         (["--cofig=x"], "Did you mean: config"),
         (["configs/spheres.py"], "unexpected argument"),
     ],
@@ -71,6 +74,13 @@ def test_every_config_passes_its_own_check(module):
                     settings.check(config)
             else:
                 settings.check(config)
+    for argument in ("evaluate", "evaluate,smoke"):
+        config = module.get_config(argument)
+        with pytest.raises(ValueError, match="classifier is not given"):
+            settings.check(config)
+        config.classifier = str(ROOT)
+        settings.check(config)
+        assert (config.evaluate.square_queries == 5000) == (argument == "evaluate")  # paper A.1
     assert (
         module.get_config("pgd").attack.epsilon
         == {
@@ -167,6 +177,10 @@ def test_imports_point_one_way():
             "data",
             "types",
             "parallel",
+            "evaluation",
+            "measurements",
+            "diagnosis",
+            "library",
         ):
             assert not names & HOST, (file, names & HOST)
         if part not in ("main", "tasks"):

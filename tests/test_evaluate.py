@@ -39,7 +39,18 @@ def start(task, path, config):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def compiled_once(tmp_path_factory):
+    """As the entry point does: a run that is started again reads its programs back."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, compiled_once):
     path = tmp_path_factory.mktemp("runs") / "align"
     return path, start(classifier, path, small("align", **{"evaluate.square_queries": 5, "evaluate.square_images": 20}))
 

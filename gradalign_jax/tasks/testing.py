@@ -60,7 +60,7 @@ class Subject(NamedTuple):
 
     def split(self, name: str) -> data.Split:
         """A split on the host."""
-        stream = {"validation": VALIDATION_SET, "test": TEST_SET}[name]
+        stream = {"validation": VALIDATION_SET, "test": TEST_SET}.get(name, 0)
         return batches.split(self.config, self.dataset, name, self.stream(stream))
 
     def attack(self, norm: str) -> Attack:

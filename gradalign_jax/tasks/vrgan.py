@@ -176,9 +176,9 @@ class VRGANRun:
             self.critic, split, on=self.devices, block=config.evaluate.block, key=self.key, attacks={}, delta_x=None
         )
 
-        def measure(variables, split, key, rows):
+        def measure(variables, batch):
             generator, critic = variables
-            image, label, index = pipeline.gather(split, rows["place"])
+            image, label, index = batch
             residual = self.generator.apply(generator, image, 1 - label, label)[0]
             norm = jax.vmap(jnp.linalg.norm)
             measured = {
@@ -193,8 +193,8 @@ class VRGANRun:
                 measured["similarity"] = alignment.cosine_similarity(known, residual)
             return measured
 
-        program = parallel.pmap(measure, self.devices, in_axes=(0, 0, None, 0))
-        return lambda generator, critic: evaluation.over_blocks(program, (generator, critic))
+        program = evaluation.program(measure)
+        return lambda generator, critic: program((generator, critic))
 
     def test(self, best: Best) -> dict[str, Any]:
         """Norms by class (Table 1), sim(Δx, Δ̂x) where Δx is known, and how many images the critic follows."""

@@ -10,8 +10,12 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate, and smoke."""
-    task, smoke = common.parse(argument, common.MULTICLASS)
+    """baseline | align | pgd | evaluate | gan | project, and smoke."""
+    task, smoke = common.parse(argument, (*common.MULTICLASS, "gan", "project"))
+    if task == "gan":
+        return common.gan("cifar10", smoke=smoke)
+    if task == "project":
+        return common.project("cifar10", penalty=0.03, learning_rate=0.1, batch=128, smoke=smoke)
     model = {"name": "resnet", "channels": 3, "stem": "cifar", "frozen_norm": False, "input_mapping": "unit"}
     config = common.classifier("cifar10", task, dimensions=32 * 32 * 3, model=model)
     config.attack.loss = "cross_entropy"

@@ -140,6 +140,67 @@ def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigD
     return config
 
 
+def gan(dataset: str, iterations: int = 125_000, smoke: bool = False) -> ConfigDict:
+    """The keys of a conditional GAN's run, with the authors' values."""
+    config = base(dataset, "gan")
+    config.optimizer = ConfigDict()  # Adam, for either network
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.b1 = 0.0
+    config.optimizer.b2 = 0.999
+
+    config.train = ConfigDict()
+    config.train.batch_size = 50  # over all devices, of each step of the discriminator and of the generator
+    config.train.log_every = 50  # iterations, rounded down to a divisor of sample_every and of the data's epoch
+    config.train.checkpoint_minutes = 5.0  # besides the one with every picture
+
+    config.gan = ConfigDict()
+    config.gan.width = 256  # channels of both networks
+    config.gan.latent_dim = 128
+    config.gan.iterations = iterations  # one step of the generator each
+    config.gan.d_steps = 4  # of the discriminator before each step of the generator
+    config.gan.feature_matching = 1.0  # weight in the generator's loss
+    config.gan.hinge = 0.05  # likewise
+    config.gan.ema_decay = 0.9999  # of the averaged generator that is kept beside the raw one
+    config.gan.ema_start = 1000  # iteration before which the average is a copy
+    config.gan.dtype = "float32"  # or bfloat16: kernels in products of training; sums and weights stay in float32
+    config.gan.use_validation = True  # train on the classifier's validation split as well (the authors)
+    config.gan.sample_every = 1000  # iterations between pictures; divides `iterations`
+    config.gan.sample_columns = 10  # samples of each class in a picture
+    config.gan.check_images = 100  # samples of each class, for the check at the end
+    config.gan.classifier = ""  # directory of a finished classifier run, for that check
+    if smoke:
+        config.data.limit = 1000
+        config.train.log_every = 5
+        config.gan.width = 16
+        config.gan.iterations = 40
+        config.gan.sample_every = 20
+        config.gan.check_images = 50
+    return config
+
+
+def project(dataset: str, penalty: float, learning_rate: float, batch: int, smoke: bool = False) -> ConfigDict:
+    """The keys of a projection's run. `batch`: the authors' batch, over which they average the loss."""
+    config = base(dataset, "project")
+    config.project = ConfigDict()
+    config.project.generator = ""  # directory of a finished gan run
+    config.project.ema = False  # its averaged weights instead of the raw ones that the authors took
+    config.project.splits = ("train", "validation", "test")
+    config.project.images = 0  # the first so many of each split; 0: all
+    config.project.skip_own_class = False  # leave out each image's own class, which Δx never asks for
+    config.project.steps = (600, 150)  # of Adam, without the penalty and then with it (paper A.3)
+    config.project.learning_rate = (learning_rate, learning_rate)
+    config.project.penalty = penalty  # λ_Regz (Eq. 15)
+    config.project.eps = 1e-8 * batch  # Adam's ε for the loss of one pair; 1e-8 for a mean over the authors' batch
+    config.project.precision = "float32"  # or bfloat16: factors of the generator's products; losses are in float32
+    config.project.block = 0  # pairs per device and program call, and of a stored shard; 0: 16 on a CPU, else 512
+    if smoke:
+        config.data.limit = 512
+        config.project.splits = ("train", "test")
+        config.project.steps = (8, 2)
+        config.project.block = 64
+    return config
+
+
 def vrgan(dataset: str, model: dict, generator: dict, smoke: bool) -> ConfigDict:
     """The keys of a VR-GAN run (section 2.3.1): a generator of Δ̂x, and as critic the data set's classifier."""
     config = base(dataset, "vrgan")

@@ -10,8 +10,12 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate, and smoke."""
-    task, smoke = common.parse(argument, common.MULTICLASS)
+    """baseline | align | pgd | evaluate | gan | project, and smoke."""
+    task, smoke = common.parse(argument, (*common.MULTICLASS, "gan", "project"))
+    if task == "gan":
+        return common.gan("mnist", smoke=smoke)
+    if task == "project":
+        return common.project("mnist", penalty=1.5, learning_rate=0.2, batch=64, smoke=smoke)
     model = {"name": "resnet", "channels": 1, "input_mapping": "unit"}
     config = common.classifier("mnist", task, dimensions=28 * 28, model=model)
     config.attack.loss = "cross_entropy"

@@ -9,8 +9,14 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | vrgan, and smoke."""
-    task, smoke = common.parse(argument, common.DIRECT)
+    """baseline | align | pgd | evaluate | vrgan | gan | project, and smoke."""
+    task, smoke = common.parse(argument, (*common.DIRECT, "gan", "project"))
+    if task == "gan":
+        config = common.gan("squares32", iterations=25_000, smoke=smoke)
+        config.gan.use_validation = False  # drawn apart; the authors train on the 10,000 alone
+        return config
+    if task == "project":
+        return common.project("squares32", penalty=0.03, learning_rate=0.2, batch=12, smoke=smoke)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "unit"}
     if task == "vrgan":
         return common.vrgan("squares32", model, {"name": "unet", "width": 64, "downsamplings": 2}, smoke)

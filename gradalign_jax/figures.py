@@ -1,4 +1,4 @@
-"""Pictures of a classifier run: error over ε, and input gradients beside the images they belong to."""
+"""Pictures of a run: error over ε, input gradients beside the images they belong to, and rows of images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,3 +66,30 @@ def draw_rows(
                 axis.imshow(picture[..., 0], cmap=colours, vmin=-limit, vmax=limit)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def draw_projections(path: Path, image: Any, projected: Any, label: Any) -> None:
+    """A row an image: x `[N, ...]` with its class, then what it was projected to in each class `[N, K, ...]`."""
+    pictures = np.concatenate([np.asarray(image)[:, None], np.asarray(projected)], axis=1).clip(-1, 1) / 2 + 0.5
+    rows, columns = pictures.shape[:2]
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(0.9 * columns, 0.95 * rows), layout="constrained", squeeze=False
+    )
+    for line, row, own in zip(axes, pictures, np.asarray(label), strict=True):
+        line[0].set_ylabel(int(own))
+        for axis, picture in zip(line, row, strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.imshow(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+    for axis, title in zip(axes[0], ("x", *range(columns - 1)), strict=True):
+        axis.set_title(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_mosaic(path: Path, rows: Any, gap: int = 2) -> None:
+    """Images `[rows, columns, H, W, C]` in [-1, 1] pixel by pixel, with gaps between them."""
+    rows = np.pad(np.asarray(rows, np.float32), ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1)
+    height, width = rows.shape[0] * rows.shape[2], rows.shape[1] * rows.shape[3]
+    mosaic = rows.transpose(0, 2, 1, 3, 4).reshape(height, width, rows.shape[-1])
+    mosaic = np.broadcast_to(mosaic, (height, width, 3))[gap:, gap:]
+    plt.imsave(path, np.clip(mosaic / 2 + 0.5, 0, 1))

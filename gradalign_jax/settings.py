@@ -74,8 +74,42 @@ _CLASSIFIER = (
         "validate.epsilons": _GRID,
     }
 )
+_GAN = {
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.b1": _FRACTION,
+    "optimizer.b2": _FRACTION,
+    "train.batch_size": _COUNT,
+    "train.log_every": _COUNT,
+    "train.checkpoint_minutes": _POSITIVE,
+    "gan.width": _COUNT,
+    "gan.latent_dim": _COUNT,
+    "gan.iterations": _COUNT,
+    "gan.d_steps": _COUNT,
+    "gan.feature_matching": _ZERO_OR_MORE,
+    "gan.hinge": _ZERO_OR_MORE,
+    "gan.ema_decay": _FRACTION,
+    "gan.ema_start": _ZERO_OR_MORE,
+    "gan.dtype": _one_of("float32", "bfloat16"),
+    "gan.sample_every": _COUNT,
+    "gan.sample_columns": _COUNT,
+    "gan.check_images": ("must be >= 2", lambda v: v >= 2),
+}
+_SPLITS = ("train", "validation", "test")
+_PROJECT = {
+    "project.splits": (
+        f"must be a tuple of some of {', '.join(_SPLITS)}, none twice",
+        lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
+    ),
+    "project.images": _ZERO_OR_MORE,
+    "project.steps": ("must be two numbers >= 0", lambda v: len(v) == 2 and min(v) >= 0),
+    "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),
+    "project.penalty": _ZERO_OR_MORE,
+    "project.eps": _POSITIVE,
+    "project.precision": _one_of("float32", "bfloat16"),
+    "project.block": _ZERO_OR_MORE,
+}
 _VRGAN = _TRAINING | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
-TASKS = {"classifier": _CLASSIFIER, "evaluate": _TEST, "vrgan": _VRGAN}
+TASKS = {"classifier": _CLASSIFIER, "evaluate": _TEST, "vrgan": _VRGAN, "gan": _GAN, "project": _PROJECT}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -170,8 +204,35 @@ def _check_classifier(config: ConfigDict) -> None:
         )
 
 
+def _check_gan(config: ConfigDict) -> None:
+    _check_devices(config)
+    if config.gan.iterations % config.gan.sample_every:
+        raise ValueError(
+            f"config.gan.iterations={config.gan.iterations} is no multiple of config.gan.sample_every="
+            f"{config.gan.sample_every}: change one of them"
+        )
+    if config.gan.classifier and not os.path.isdir(config.gan.classifier):
+        raise ValueError(
+            f"config.gan.classifier={config.gan.classifier!r}: no such directory; give a finished classifier run's"
+        )
+
+
+def _check_project(config: ConfigDict) -> None:
+    directory = config.project.generator
+    if not directory:
+        raise ValueError("config.project.generator is missing: give the directory of a gan run of this data set")
+    if not os.path.isdir(directory):
+        raise ValueError(f"config.project.generator={directory!r}: no such directory; give a finished gan run's")
+
+
 # What no single key can tell.
-_CHECKS = {"classifier": _check_classifier, "evaluate": _check_evaluate, "vrgan": _check_training}
+_CHECKS = {
+    "classifier": _check_classifier,
+    "evaluate": _check_evaluate,
+    "vrgan": _check_training,
+    "gan": _check_gan,
+    "project": _check_project,
+}
 
 
 def check(config: ConfigDict) -> None:

@@ -36,11 +36,13 @@ class Estimate(NamedTuple):
 
     arrays: a tree that is put on the devices once. delta_x: (arrays, image, label, target, index) -> [B, ...].
     described: where it comes from, for the run's result.
+    index: the examples it knows, by their place in the data set; None: any.
     """
 
     arrays: Any
     delta_x: Callable[..., Array]
     described: dict[str, Any]
+    index: Any = None
 
 
 class Batch(NamedTuple):

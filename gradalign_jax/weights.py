@@ -35,7 +35,8 @@ def write(path: Path, tree: Mapping[str, Any], **described: Any) -> str:
     tree = jax.tree.map(np.ascontiguousarray, jax.device_get(tree))
     name = digest(tree)
     flat = traverse_util.flatten_dict(tree, sep="/")
-    write_atomically(path, save(flat, metadata={"digest": name, "described": json.dumps(described)}))
+    # One entry: the order of several is random, and equal contents should be equal bytes.
+    write_atomically(path, save(flat, metadata={"described": json.dumps({**described, "digest": name})}))
     return name
 
 
@@ -50,10 +51,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
+            described = {"digest": metadata.get("digest")} | json.loads(metadata.get("described", "{}"))
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): train it again, or restore the file") from error
     tree = traverse_util.unflatten_dict(flat, sep="/")
-    if metadata.get("digest") != digest(tree):
+    if described["digest"] != digest(tree):
         raise RunError(f"{path} is damaged or was not written by gradalign_jax: its hash differs; train it again")
-    return tree, json.loads(metadata["described"]) | {"digest": metadata["digest"]}
+    return tree, described

@@ -172,6 +172,10 @@ class Workdir:
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
 
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self._lines("metrics.jsonl")
+
     def points(self) -> list[dict[str, Any]]:
         """The finished points of the evaluation."""
         return self._lines("evaluation.jsonl")

@@ -17,6 +17,7 @@ from gradalign_jax import alignment, training
 from gradalign_jax.attacks import pgd
 from gradalign_jax.models import mlp, resnet
 from gradalign_jax.types import Batch, Classifier
+from launch import bench_projection
 
 try:
     import torch
@@ -52,6 +53,7 @@ class Item(NamedTuple):
     compile_seconds: float
     agreement: str | None
     flops: float | None
+    parts: int = 1  # what one run of a side is divided by: times and flops are for one part
 
 
 EXPERIMENTS = {
@@ -93,12 +95,19 @@ EXPERIMENTS = {
     ),
 }
 METHODS = {"plain": "baseline", "align": "align", "pgd": "pgd"}
-ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian"]
+ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian", "gan_iteration"]
+ITEMS += [f"projection_{form}" for form in bench_projection.FORMS]
 
 
-def build(name: str, attack_steps: int = 40) -> Item:
+def build(name: str, attack_steps: int = 40, gan_width: int = 256) -> Item:
     """Builds one of ITEMS. Without PyTorch only our side is there."""
+    if name == "gan_iteration":
+        from launch import bench_gan  # which needs this module
+
+        return bench_gan.build(gan_width)
     data, method = name.split("_")
+    if data == "projection":
+        return build_projection(name, method)
     experiment = EXPERIMENTS[data]
     batch, destinations = make_batch(data, experiment)
     variables = experiment.classifier.init(jax.random.key(0))
@@ -116,6 +125,18 @@ def build(name: str, attack_steps: int = 40) -> Item:
         sides["lean"] = faster_layout(lean_side) if batch.image.ndim == 4 else lean_side()
     flops = spheres_flops(method, attack_steps) if data == "spheres" else None
     return Item(f"{name} (k={attack_steps})" if method == "pgd" else name, sides, seconds, agreement, flops)
+
+
+def build_projection(name: str, form: str) -> Item:
+    """The projection in one form; a part is one step of one pair of image and class."""
+    ours, seconds = bench_projection.our_side(form)
+    sides, agreement = {"ours": ours}, None
+    if torch:
+        sides["authors"] = bench_projection.peer_side(frozen=False)
+        sides["lean"] = faster_layout(partial(bench_projection.peer_side, frozen=True))
+        agreement = f"z {relative_difference(ours(), sides['authors']()):.0e}"
+    parts = bench_projection.BATCH * bench_projection.STEPS
+    return Item(name, sides, seconds, agreement, bench_projection.FLOPS, parts)
 
 
 def make_batch(data: str, experiment: Experiment) -> tuple[Batch, np.ndarray | None]:

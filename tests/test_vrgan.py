@@ -193,7 +193,7 @@ def test_align_takes_the_generator_that_it_is_given(tmp_path):
     chosen = squares32.get_config("align,smoke")
     chosen.delta_x.generator = str(directory)
     settings.check(chosen)
-    estimate = estimates.load(chosen.delta_x, dataset)
+    estimate = estimates.load(chosen.delta_x, dataset, "train")
     image, label = jnp.asarray(dataset.splits["test"].image), jnp.asarray(dataset.splits["test"].label)
     got = estimate.delta_x(estimate.arrays, image, label, 1 - label, jnp.arange(8))
     variables, _ = weights.read(directory / task.FILE)

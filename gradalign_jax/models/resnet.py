@@ -60,19 +60,24 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Normalises [B, ..., C] over all axes but the last."""
         channels = x.shape[-1]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        mean, var = self._statistics(x, train)
         weight = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean, var = running_mean.value, running_var.value
-        if train and not self.frozen:
-            mean, var, count = self._batch_statistics(x)
-            if not self.is_initializing():
-                rate, unbiased = self.momentum, var * (count / max(count - 1, 1))
-                running_mean.value = lax.stop_gradient((1 - rate) * running_mean.value + rate * mean)
-                running_var.value = lax.stop_gradient((1 - rate) * running_var.value + rate * unbiased)
         scale = weight * lax.rsqrt(var + 1e-5)
         return x * scale + (bias - mean * scale)
+
+    def _statistics(self, x: Array, train: bool) -> tuple[Array, Array]:
+        """Returns the mean and variance to normalise with, and in training moves the running ones."""
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
+        running_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1])
+        if not train or self.frozen:
+            return running_mean.value, running_var.value
+        mean, var, count = self._batch_statistics(x)
+        if not self.is_initializing():
+            rate, unbiased = self.momentum, var * (count / max(count - 1, 1))
+            running_mean.value = lax.stop_gradient((1 - rate) * running_mean.value + rate * mean)
+            running_var.value = lax.stop_gradient((1 - rate) * running_var.value + rate * unbiased)
+        return mean, var
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
         """Returns mean, biased variance and number of the rows of the whole batch."""

@@ -43,7 +43,8 @@ class ClassifierRun:
         self.dataset, self.devices = self.subject.dataset, self.subject.devices
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
-        self.delta_x = estimates.load(config.delta_x, self.dataset) if config.method == "align" else None
+        self.delta_x = estimates.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
+        estimates.check_apart(self.delta_x, self.subject.measuring, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
     @cached_property

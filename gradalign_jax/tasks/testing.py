@@ -93,7 +93,7 @@ def subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
         dataset,
         create_classifier(run, dataset),
         attack_bounds(config, dataset),
-        estimates.load(config.evaluate, dataset),
+        estimates.load(config.evaluate, dataset, "test", config.evaluate.images),
         parallel.devices(config.devices, batch_size),
         jax.random.key(run.seed),
     )

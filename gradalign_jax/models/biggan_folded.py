@@ -1,0 +1,126 @@
+"""The trained generator of models/biggan.py with everything constant folded in, for many passes in evaluation mode.
+
+    spectral norm            each kernel divided by its σ, once
+    class-conditional norm   statistics, gain and bias of a class as one scale and shift: tables [K, C]
+    biases                   moved through the linear layers that follow into the next norm's shifts
+    doubling and 3x3         one layer at low resolution (models/frozen.py)
+
+Only images and latents get gradients. Folding is done in float64; the result differs from the unfolded generator's by
+float32 rounding.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradalign_jax.models import frozen
+from gradalign_jax.models.biggan import upsample
+from gradalign_jax.models.frozen import Frozen
+from gradalign_jax.types import Array, Variables
+
+
+class Affine(NamedTuple):
+    """A norm in evaluation mode: scale and shift, `[K, C]` by class or `[C]`."""
+
+    scale: Array
+    shift: Array
+
+
+class Block(NamedTuple):
+    """A generator block's layers."""
+
+    norm1: Affine
+    conv1: Frozen
+    norm2: Affine
+    conv2: Frozen
+    shortcut: Frozen
+
+
+class Folded(NamedTuple):
+    """A generator's constants, a tree of arrays."""
+
+    linear: Frozen
+    start: Array
+    blocks: tuple[Block, ...]
+    norm: Affine
+    conv: Frozen
+    bias: Array
+
+
+def fold(variables: Variables, precision: str = "float32", backend: str | None = None) -> Folded:
+    """Folds the variables of `biggan.create_generator`.
+
+    Args:
+      variables: {"params", "batch_stats", "spectral"}.
+      precision: "float32" or "bfloat16", of the factors of all products but the first and the last layer's; sums and
+        all else are in float32.
+      backend: the platform to fold for, by default the one that JAX runs on.
+    """
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(dict(variables)))
+    params, stats, spectral = tree["params"], tree["batch_stats"], tree["spectral"]
+    conv3x3 = partial(frozen.conv3x3, backend=backend)
+    doubling = partial(frozen.doubling_conv3x3, backend=backend)
+    kernel, start = _linear(params["linear"], spectral["linear"])
+    width = kernel.shape[1] // 16
+    blocks, offset = [], np.zeros(width)  # what biases so far have added to every pixel
+    for name in sorted(name for name in params if name.startswith("block")):
+        layer = {part: _linear(params[name][part], u) for part, u in spectral[name].items()}
+        norms = [_norm(params[name][part], stats[name][part]) for part in ("norm1", "norm2")]
+        blocks.append(
+            Block(
+                _shifted(norms[0], offset),
+                doubling(layer["conv1"][0], precision),
+                _shifted(norms[1], layer["conv1"][1]),
+                conv3x3(layer["conv2"][0], precision),
+                frozen.dense(layer["shortcut"][0][0, 0], precision),
+            )
+        )
+        offset = offset @ layer["shortcut"][0][0, 0] + layer["shortcut"][1] + layer["conv2"][1]
+    norm = _shifted(_norm(params["norm"], stats["norm"]), offset)
+    last, bias = _linear(params["conv"], spectral["conv"])
+    start = jnp.asarray(start.reshape(4, 4, width), jnp.float32)
+    return Folded(frozen.dense(kernel), start, tuple(blocks), norm, conv3x3(last), jnp.asarray(bias, jnp.float32))
+
+
+def generate(folded: Folded, z: Array, label: Array) -> Array:
+    """G(z, c) of latents `[B, latent_dim]` and classes int `[B]`: images `[B, 32, 32, C]` in [-1, 1]."""
+    x = frozen.apply(folded.linear, z)
+    x = x.reshape(-1, *folded.start.shape) + folded.start
+    for block in folded.blocks:
+        h = frozen.apply(block.conv1, _activate(x, block.norm1, label))
+        h = frozen.apply(block.conv2, _activate(h, block.norm2, label))
+        x = h + upsample(frozen.apply(block.shortcut, x))
+    x = jax.nn.relu(x * folded.norm.scale + folded.norm.shift)
+    return jnp.tanh(frozen.apply(folded.conv, x) + folded.bias)
+
+
+def _activate(x: Array, norm: Affine, label: Array) -> Array:
+    return jax.nn.relu(x * norm.scale[label][:, None, None] + norm.shift[label][:, None, None])
+
+
+def _linear(params: dict[str, Any], spectral: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel / σ, and bias; σ as the layer estimates it, by one power iteration from the stored u."""
+    kernel = params["kernel"]
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    v = _unit(matrix @ spectral["u"])
+    return kernel / (v @ matrix @ _unit(v @ matrix)), params["bias"]
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(np.linalg.norm(vector), 1e-8)
+
+
+def _norm(params: dict[str, Any], stats: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of a norm, plain or by class."""
+    weight = 1 + params["gain"] if "gain" in params else params["scale"]
+    scale = weight / np.sqrt(stats["var"] + 1e-5)
+    return scale, params["bias"] - stats["mean"] * scale
+
+
+def _shifted(norm: tuple[np.ndarray, np.ndarray], offset: np.ndarray) -> Affine:
+    """The norm of an input that lacks a constant `[C]`."""
+    scale, shift = norm
+    return Affine(jnp.asarray(scale, jnp.float32), jnp.asarray(shift + scale * offset, jnp.float32))

@@ -1,0 +1,310 @@
+"""Task `gan`: train the conditional GAN, draw samples of it on the way, and check that it did not collapse."""
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from gradalign_jax import data, figures, gan, loop, parallel, summary, training, weights
+from gradalign_jax.data import pipeline
+from gradalign_jax.models import biggan
+from gradalign_jax.tasks import batches
+from gradalign_jax.tasks import classifier as classifier_task
+from gradalign_jax.types import LogitsFn, Variables
+from gradalign_jax.workdir import RunError, Workdir
+
+_FILE = "generator.safetensors"
+_LEAK = "the GAN was trained on the classifier's validation images too, as the authors' was"
+_BLOCK = 50  # samples that the check draws at a time
+
+# Streams of randomness below the run's one seed.
+_INIT, _ORDER, _STEP, _PICTURE, _CHECK = range(5)
+
+
+def load_generator(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Generator, Variables, dict]:
+    """The generator of a finished run: its functions, its variables (or their moving average), and what describes it.
+
+    described: num_classes, channels, width, latent_dim, image_size (the data set's is the middle of the 32 pixels),
+    dataset, ema, config, and the digest of the variables.
+
+    Raises:
+      RunError: if the run is unfinished or its file damaged.
+    """
+    tree, described = weights.read(Path(directory) / _FILE)
+    shape = {name: described[name] for name in ("num_classes", "channels", "width", "latent_dim")}
+    variables = tree["ema" if ema else "raw"]
+    return biggan.create_generator(**shape), variables, described | {"ema": ema, "digest": weights.digest(variables)}
+
+
+def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
+    """All images that the GAN sees, with black pixels around those smaller than the generator's.
+
+    Raises:
+      RunError: if they are larger, or no images.
+    """
+    if len(dataset.image_shape) != 3 or max(dataset.image_shape[:2]) > biggan.SIZE:
+        raise RunError(
+            f"{dataset.name} has examples of shape {dataset.image_shape}, the GAN makes images of {biggan.SIZE} x "
+            f"{biggan.SIZE} pixels: choose squares32, mnist, mnist35 or cifar10"
+        )
+    names = ("train", "validation") if config.gan.use_validation else ("train",)
+    split = data.Split(*map(np.concatenate, zip(*(dataset.splits[name] for name in names), strict=True)))
+    margins = [((biggan.SIZE - size) // 2,) * 2 for size in dataset.image_shape[:2]]
+    black = 0 if split.image.dtype == np.uint8 else -1
+    return split._replace(image=np.pad(split.image, ((0, 0), *margins, (0, 0)), constant_values=black))
+
+
+def load_classifier(directory: str, dataset: data.Dataset) -> LogitsFn:
+    """A finished classifier run's logits; RunError if it is of another data set."""
+    variables, described = weights.read(Path(directory) / "classifier.safetensors")
+    config = ConfigDict(described["config"])
+    if config.data.name != dataset.name:
+        raise RunError(
+            f"config.gan.classifier={directory!r} was trained on {config.data.name}: give one of {dataset.name}"
+        )
+    model = classifier_task.create_classifier(config, dataset)
+    return jax.jit(lambda image: model.apply(variables, image, train=False)[0])
+
+
+class GanRun:
+    """One run's parts, put together from the config; `run` is the order of events."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir):
+        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.dataset = batches.load(config)
+        self.logits_fn = load_classifier(config.gan.classifier, self.dataset) if config.gan.classifier else None
+        self.images = training_images(config, self.dataset)
+        self.per_epoch = self.iterations_per_epoch()
+        self.devices = parallel.devices(config.devices, config.train.batch_size)
+        self.key = jax.random.key(config.seed)
+        self.shape = {
+            "num_classes": self.dataset.num_classes,
+            "channels": self.dataset.image_shape[-1],
+            "width": config.gan.width,
+        }
+        options = {**self.shape, "dtype": jnp.dtype(config.gan.dtype)}
+        latent = config.gan.latent_dim
+        self.generator = biggan.create_generator(**options, latent_dim=latent, axis_name=parallel.AXIS)
+        self.discriminator = biggan.create_discriminator(**options)
+        # Samples are drawn as the projection will see the generator: in float32 and evaluation mode.
+        self.sampler = jax.jit(biggan.create_generator(**self.shape, latent_dim=latent).apply)
+        self.notes = [*self.dataset.notes, *([_LEAK] if config.gan.use_validation else [])]
+
+    def stream(self, number: int) -> jax.Array:
+        """One of the run's independent streams of randomness."""
+        return jax.random.fold_in(self.key, number)
+
+    # ---- training
+
+    def iterations_per_epoch(self) -> int:
+        """Whole iterations that the images allow without repeating one; RunError if none."""
+        needed = self.config.train.batch_size * self.config.gan.d_steps
+        if len(self.images.label) < needed:
+            raise RunError(
+                f"an iteration needs {needed} images, there are {len(self.images.label)}: lower "
+                "config.train.batch_size or config.gan.d_steps"
+            )
+        return len(self.images.label) // needed
+
+    def chunk(self, length: int):
+        """The compiled training program, on all devices."""
+        config, batch, d_steps = self.config, self.config.train.batch_size, self.config.gan.d_steps
+        order_key, size, per_epoch = self.stream(_ORDER), len(self.images.label), self.per_epoch
+        step = gan.make_step(
+            self.generator,
+            self.discriminator,
+            self.optimizer(),
+            num_classes=self.dataset.num_classes,
+            latent_dim=config.gan.latent_dim,
+            loss=gan.Loss(config.gan.feature_matching, config.gan.hinge),
+            ema=gan.Average(config.gan.ema_decay, config.gan.ema_start),
+            mean=parallel.mean,
+        )
+
+        def source(split, first):
+            order = pipeline.epoch_order(order_key, first // per_epoch, size, per_epoch * d_steps * batch)
+            order = order.reshape(per_epoch, d_steps, batch)
+            return lambda key, slots, step: pipeline.gather(split, order[step % per_epoch][:, slots])
+
+        chunk = training.make_chunk(step, source, length, batch, parallel.mine)
+        program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, None), donate_argnums=(0,))
+        images = parallel.replicate(self.images, self.devices)
+        return lambda state: program(state, images, self.stream(_STEP), None)
+
+    def optimizer(self):
+        """Adam, of either network."""
+        return training.adam(self.config.optimizer.learning_rate, self.config.optimizer.b1, self.config.optimizer.b2)
+
+    def fresh_state(self) -> gan.GanState:
+        """The state of step 0, on the host."""
+        networks = self.generator, self.discriminator
+        return jax.device_get(gan.create_state(*networks, self.optimizer(), self.stream(_INIT)))
+
+    def train(self) -> gan.GanState:
+        """Trains from the last checkpoint, or from step 0; returns the last state, on the host."""
+        config, state, total = self.config, self.fresh_state(), self.config.gan.iterations
+        saved = self.workdir.restore((state, np.float64(0)))
+        if saved is not None:
+            state, seconds = saved
+            self.started -= float(seconds)
+            logging.warning("going on from iteration %d", int(state.step))
+        step = int(state.step)
+        self.workdir.open_metrics(step)
+        if step == total:
+            return state
+
+        # A program neither crosses an epoch of the data nor a picture.
+        between = math.gcd(self.per_epoch, config.gan.sample_every)
+        length = loop.chunk_length(between, config.train.log_every)
+
+        def save(step: int, state: gan.GanState) -> None:
+            self.workdir.save(step, (parallel.first(state), np.float64(time.time() - self.started)))
+
+        state = loop.run(
+            parallel.replicate(state, self.devices),
+            chunk=self.chunk(length),
+            fetch=parallel.first,
+            step=step,
+            length=length,
+            total=total,
+            steps_per_epoch=config.gan.sample_every,
+            workdir=self.workdir,
+            save=save,
+            end_epoch=lambda epoch, state, bar: self.draw(parallel.first(state)),
+            checkpoint_minutes=config.train.checkpoint_minutes,
+        )
+        return parallel.first(state)
+
+    def sample(self, variables: Variables, key: jax.Array, label: np.ndarray) -> np.ndarray:
+        """Images of these classes in evaluation mode, at the data set's size."""
+        z = jax.random.normal(key, (len(label), self.config.gan.latent_dim))
+        image, _ = self.sampler(variables, z, jnp.asarray(label))
+        return np.asarray(biggan.crop(image, self.dataset.image_shape[0]))
+
+    def draw(self, state: gan.GanState) -> None:
+        """The picture: one row a class, always of the same latents."""
+        classes, columns = self.dataset.num_classes, self.config.gan.sample_columns
+        label = np.repeat(np.arange(classes), columns)
+        image = self.sample(state.generator, self.stream(_PICTURE), label)
+        rows = image.reshape(classes, columns, *image.shape[1:])
+        folder = self.workdir.path / "samples"
+        folder.mkdir(exist_ok=True)
+        for path in (folder / f"{int(state.step):06d}.png", self.workdir.path / "samples.png"):
+            figures.draw_mosaic(path, rows)
+
+    # ---- the check
+
+    def check(self, variables: Variables) -> dict[str, Any]:
+        """Samples beside real images: how far they spread within a class, and whether they belong to it."""
+        each, classes = self.config.gan.check_images, self.dataset.num_classes
+        label = np.resize(np.arange(classes), -(-each * classes // _BLOCK) * _BLOCK)
+        parts = [
+            self.sample(variables, jax.random.fold_in(self.stream(_CHECK), i), block)
+            for i, block in enumerate(label.reshape(-1, _BLOCK))
+        ]
+        size = self.dataset.image_shape[0]
+        chosen = np.concatenate([np.flatnonzero(self.images.label == c)[:each] for c in range(classes)])
+        real = np.asarray(biggan.crop(pipeline.to_float(jnp.asarray(self.images.image[chosen])), size))
+        sets = {"samples": (np.concatenate(parts), label), "data": (real, self.images.label[chosen])}
+        means = class_means(*sets["data"], classes)
+        accuracy = {name: nearest_mean_accuracy(*each, means) for name, each in sets.items()}
+        result = {
+            "spread": {name: spread(*each, classes) for name, each in sets.items()},
+            "nearest_mean_accuracy": accuracy,
+            "classifier_accuracy": None,
+        }
+        if self.logits_fn is not None:
+            result["classifier_accuracy"] = {name: self.classified(*each) for name, each in sets.items()}
+        return result
+
+    def classified(self, image: np.ndarray, label: np.ndarray) -> float:
+        """The share that the trained classifier finds to be of their class."""
+        blocks, mask = pipeline.padded_blocks(len(label), _BLOCK)
+        predicted = np.stack([np.asarray(self.logits_fn(jnp.asarray(image[block]))).argmax(-1) for block in blocks])
+        return float(np.mean(predicted[mask] == label))
+
+    def run(self) -> dict[str, Any]:
+        """Train, save the generator, check; returns the content of result.json."""
+        state, config = self.train(), self.config
+        digest = weights.write(
+            self.workdir.path / _FILE,
+            {"raw": state.generator, "ema": state.ema},
+            **self.shape,
+            latent_dim=config.gan.latent_dim,
+            image_size=self.dataset.image_shape[0],
+            dataset=config.data.name,
+            config=config.to_dict(),
+        )
+        self.draw(state)
+        return {
+            "dataset": config.data.name,
+            "task": "gan",
+            "seed": config.seed,
+            "iterations": int(state.step),
+            "images": len(self.images.label),
+            "parameters": {name: count(getattr(state, name)["params"]) for name in ("generator", "discriminator")},
+            "losses": last_losses(self.workdir),
+            "collapse": {"raw": self.check(state.generator), "ema": self.check(state.ema)},
+            "digest": digest,
+            "seconds": time.time() - self.started,
+            "devices": [device.device_kind for device in self.devices],
+            "versions": summary.versions(),
+            "notes": self.notes,
+            "config": config.to_dict(),
+        }
+
+
+def count(params: Any) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def last_losses(workdir: Workdir) -> dict[str, float]:
+    """The losses of the last iterations that were logged."""
+    last = workdir.history()[-1]
+    return {name.removeprefix("train/"): value for name, value in last.items() if name != "step"}
+
+
+def class_means(image: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """The mean image of each class, `[K, H, W, C]`."""
+    return np.stack([image[label == c].mean(0, dtype=np.float64) for c in range(classes)])
+
+
+def spread(image: np.ndarray, label: np.ndarray, classes: int) -> list[float]:
+    """For each class the root mean square distance of a pixel from the class's mean image, in units of [-1, 1]."""
+    means = class_means(image, label, classes)
+    return [float(np.sqrt(np.mean((image[label == c] - means[c]) ** 2))) for c in range(classes)]
+
+
+def nearest_mean_accuracy(image: np.ndarray, label: np.ndarray, means: np.ndarray) -> float:
+    """The share of images whose nearest mean image is that of their class."""
+    distances = np.stack([np.sum((image - mean) ** 2, axis=(1, 2, 3)) for mean in means], axis=1)
+    return float(np.mean(distances.argmin(1) == label))
+
+
+def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+    """Trains the configured GAN, or goes on with it; returns its result."""
+    result = GanRun(config, workdir).run()
+    workdir.finish(result)
+    return result
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    """Losses, and samples beside real images, for a terminal."""
+    lines = [f"{outcome['dataset']}, gan, seed {outcome['seed']}, {outcome['iterations']} iterations"]
+    lines += [f"{name:26}{value:>10.4g}" for name, value in outcome["losses"].items()]
+    lines.append(f"{'':26}{'raw':>10}{'ema':>10}{'data':>10}")
+    for name in ("spread", "nearest_mean_accuracy", "classifier_accuracy"):
+        raw, ema = (outcome["collapse"][which][name] for which in ("raw", "ema"))
+        if raw is not None:
+            values = (np.mean(value) for value in (raw["samples"], ema["samples"], raw["data"]))
+            lines.append(f"{name:26}" + "".join(f"{value:>10.4g}" for value in values))
+    return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

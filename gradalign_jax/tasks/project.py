@@ -1,0 +1,304 @@
+"""Task `project`: find for every image and every class the generator's closest image, and keep its latent."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gradalign_jax import alignment, data, figures, paper, parallel, store, summary, weights
+from gradalign_jax.data import pipeline
+from gradalign_jax.deltax import projection
+from gradalign_jax.models import biggan, biggan_folded
+from gradalign_jax.tasks import batches, gan
+from gradalign_jax.types import Array, Estimate
+from gradalign_jax.workdir import RunError, Workdir
+
+_STORE, _GENERATOR = "store", "generator.safetensors"
+_CPU_BLOCK, _BLOCK = 16, 512  # pairs of a block where the config leaves it open
+_PICTURED = 10  # images in the picture, and no fewer than two a class
+
+
+class Pairs(NamedTuple):
+    """What is projected: `image[row[p]]` to class `target[p]`, for every pair p; images are split by split."""
+
+    images: data.Split
+    row: np.ndarray
+    target: np.ndarray
+
+
+def select(config: ConfigDict, dataset: data.Dataset) -> Pairs:
+    """The configured images of each configured split, and the classes they are projected to."""
+    parts = [[rows[: config.project.images or None] for rows in dataset.splits[s]] for s in config.project.splits]
+    images = data.Split(*map(np.concatenate, zip(*parts, strict=True)))
+    row, target = np.divmod(np.arange(len(images.label) * dataset.num_classes, dtype=np.int32), dataset.num_classes)
+    kept = images.label[row] != target if config.project.skip_own_class else slice(None)
+    return Pairs(images, row[kept], target[kept])
+
+
+def hashes(images: data.Split) -> np.ndarray:
+    """A hash of each image and label, uint64 `[N]`."""
+    found = [
+        hashlib.blake2b(image.tobytes() + label.tobytes(), digest_size=8).digest()
+        for image, label in zip(images.image, images.label, strict=True)
+    ]
+    return np.frombuffer(b"".join(found), np.uint64)
+
+
+def generate_fn(folded: biggan_folded.Folded, size: int) -> projection.GenerateFn:
+    """The folded generator as kernels take it, its images cut to the data set's pixels."""
+    return lambda z, label: biggan.crop(biggan_folded.generate(folded, z, label), size)
+
+
+def check_generator(directory: str, described: Mapping[str, Any], dataset: data.Dataset) -> None:
+    """Raises RunError where a generator is of another data set."""
+    found = described["dataset"], described["num_classes"], described["channels"]
+    if found != (dataset.name, dataset.num_classes, dataset.image_shape[-1]):
+        raise RunError(
+            f"config.project.generator={directory!r} makes {found[0]} in {found[1]} classes, with {found[2]} channels: "
+            f"give a gan run of {dataset.name}"
+        )
+
+
+class ProjectRun:
+    """One run's parts, put together from the config; `run` is the order of events."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir):
+        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.dataset = batches.load(config)
+        _, self.variables, self.described = gan.load_generator(config.project.generator, config.project.ema)
+        check_generator(config.project.generator, self.described, self.dataset)
+        self.devices = parallel.devices(config.devices, 0)
+        self.pairs = select(config, self.dataset)
+        self.block = config.project.block or (_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK)
+        self.store = store.claim(workdir.path / _STORE, self.identity())
+        self.traces = 0
+
+    def identity(self) -> dict[str, Any]:
+        """All that the latents are a function of."""
+        settings, images = self.config.project, self.pairs.images
+        digest = hashlib.blake2b(images.index.tobytes() + hashes(images).tobytes(), digest_size=16)
+        return {
+            "dataset": self.dataset.name,
+            "data": digest.hexdigest(),
+            "images": len(images.label),
+            "generator": self.described["digest"],
+            "rows": len(self.pairs.row),
+            "shard": self.block,
+            "matmul_precision": self.config.matmul_precision,
+            **{name: settings[name] for name in ("steps", "learning_rate", "penalty", "eps", "precision")},
+            **{name: settings[name] for name in ("splits", "skip_own_class")},
+        }
+
+    def program(self):
+        """The compiled projection of one block of pairs on every device; it is traced once."""
+        settings, size, images = self.config.project, self.dataset.image_shape[0], self.pairs.images
+        project = projection.make(
+            settings.steps, settings.learning_rate, settings.penalty, self.described["latent_dim"], settings.eps
+        )
+
+        def block(folded, exact, images, row, target):
+            self.traces += 1
+            image = pipeline.to_float(images[row])
+            z = project(generate_fn(folded, size), image, target)
+            loss = projection.loss(generate_fn(exact, size), image, target, z)
+            return z, loss
+
+        # What searches may be in bfloat16; what it found is measured in float32.
+        fold = partial(biggan_folded.fold, self.variables)
+        constants = parallel.replicate((fold(settings.precision), fold("float32"), images.image), self.devices)
+        return partial(parallel.pmap(block, self.devices), *constants)
+
+    def calls(self, missing: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The shards of each call, one a device, and their pairs `[devices, block]`; what is short is filled up."""
+        for start in range(0, len(missing), len(self.devices)):
+            shards = missing[start : start + len(self.devices)]
+            filled = np.resize(shards, len(self.devices))
+            pairs = filled[:, None] * self.block + np.arange(self.block)
+            yield shards, np.minimum(pairs, len(self.pairs.row) - 1)
+
+    def project(self) -> None:
+        """Makes the shards that the store lacks."""
+        missing, pairs, total = self.store.missing(), self.pairs, len(self.pairs.row)
+        if not missing:
+            return
+        todo = sum(min(self.block, total - shard * self.block) for shard in missing)
+        program, image_hash, pending = self.program(), hashes(pairs.images), None
+        with tqdm(total=total, initial=total - todo, unit="pair", desc="projecting", dynamic_ncols=True) as bar:
+
+            def finish(shards: list[int], result: tuple[Array, Array]) -> None:
+                for shard, z, loss in zip(shards, *jax.device_get(result), strict=False):
+                    at = slice(shard * self.block, min((shard + 1) * self.block, total))
+                    row, count = pairs.row[at], at.stop - at.start
+                    self.check_finite(z, shard)
+                    place = {"index": pairs.images.index[row], "image": image_hash[row], "target": pairs.target[at]}
+                    self.store.write(shard, z=z[:count], loss=loss[:count], **place)
+                    bar.update(count)
+                    bar.set_postfix({"loss": f"{loss[:count].mean():.4f}"}, refresh=False)
+
+            for shards, taken in self.calls(missing):
+                result = program(*parallel.split((pairs.row[taken], pairs.target[taken]), self.devices))
+                if pending:  # the next call is on its way before the last one's latents are written
+                    finish(*pending)
+                pending = shards, result
+            finish(*pending)
+
+    def check_finite(self, z: np.ndarray, shard: int) -> None:
+        """Raises RunError where a search diverged."""
+        if not np.isfinite(z).all():
+            raise RunError(
+                f"the projection of shard {shard} is not finite: lower config.project.learning_rate, or look at the "
+                f"generator in {self.config.project.generator}"
+            )
+
+    def run(self) -> dict[str, Any]:
+        """Project, then look at what was found; returns the content of result.json."""
+        weights.write(self.workdir.path / _GENERATOR, self.variables, **self.described)
+        self.project()
+        estimate = load_estimate(self.workdir.path, self.dataset)
+        similarity = self.similarity(estimate)
+        known = similarity is not None
+        result = {
+            "dataset": self.dataset.name,
+            "task": "project",
+            "seed": self.config.seed,
+            "images": len(self.pairs.images.label),
+            "pairs": len(self.pairs.row),
+            "generator": self.described["digest"],
+            "loss": self.losses(),
+            "similarity": float(similarity.mean()) if known else None,
+            "similarity_sd": float(similarity.std()) if known else None,
+            "traces": self.traces,
+            "seconds": time.time() - self.started,
+            "devices": [device.device_kind for device in self.devices],
+            "versions": summary.versions(),
+            "notes": list(self.dataset.notes),
+            "config": self.config.to_dict(),
+        }
+        self.draw(estimate)
+        return result
+
+    def losses(self) -> dict[str, dict[str, float]]:
+        """L_proj for each split: mean over pairs, without and with the penalty, and over own and other classes."""
+        found, images = self.store.read(), self.pairs.images
+        penalised = found["loss"] + self.config.project.penalty * np.mean(found["z"] ** 2, axis=1)
+        own = images.label[self.pairs.row] == self.pairs.target
+        result = {}
+        for name in self.config.project.splits:
+            part = np.isin(found["index"], self.dataset.splits[name].index)
+            values = {"mean": found["loss"][part], "with_penalty": penalised[part]}
+            values |= {"own_class": found["loss"][part & own], "other_classes": found["loss"][part & ~own]}
+            result[name] = {key: float(np.mean(v, dtype=np.float64)) for key, v in values.items() if len(v)}
+        return result
+
+    def shown(self) -> data.Split:
+        """What is looked at of all that was projected: the test images, or those of the last configured split."""
+        splits = self.config.project.splits
+        name = "test" if "test" in splits else splits[-1]
+        chosen = np.isin(self.pairs.images.index, self.dataset.splits[name].index)
+        return data.Split(*(rows[chosen] for rows in self.pairs.images))
+
+    def similarity(self, estimate: Estimate) -> np.ndarray | None:
+        """cos(Δx, Δ̂x) towards the other class `[N]`, where Δx is known exactly."""
+        if self.dataset.delta_x is None or self.dataset.num_classes != 2:
+            return None
+        images = jax.device_put(self.shown())
+
+        @jax.jit
+        def cosine(arrays, images, positions):
+            batch = pipeline.gather(images, positions)
+            arguments = batch.image, batch.label, 1 - batch.label, batch.index
+            return alignment.cosine_similarity(self.dataset.delta_x(*arguments), estimate.delta_x(arrays, *arguments))
+
+        blocks, mask = pipeline.padded_blocks(len(images.label), self.block)
+        return np.stack([cosine(estimate.arrays, images, block) for block in blocks])[mask]
+
+    def draw(self, estimate: Estimate) -> None:
+        """The pictures: some images of each class, and what every class makes of them (Figures S2, S5, S6)."""
+        split, classes = self.shown(), self.dataset.num_classes
+        each = max(2, _PICTURED // classes)
+        few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in range(classes)])
+        image, label, index = pipeline.gather(jax.device_put(split), few)
+
+        @jax.jit
+        def projected(arrays, target):
+            target = jnp.full_like(label, target)
+            return image + estimate.delta_x(arrays, image, label, target, index)
+
+        columns = np.stack([projected(estimate.arrays, target) for target in range(classes)], axis=1)
+        figures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
+        pictures = {"image": image, "label": label, "projected": columns}
+        if self.dataset.delta_x is not None:
+            pictures["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
+        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
+
+
+def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
+    """Δx = G(z*, target) - x from a finished run's latents; x' is made on the device where Δx is asked for.
+
+    Raises:
+      RunError: if the run is unfinished or damaged, or its images are not this data set's.
+    """
+    directory = Path(directory)
+    found = store.find(directory / _STORE)
+    if found.identity["dataset"] != dataset.name:
+        raise RunError(f"{directory} holds projections of {found.identity['dataset']}: give a run of {dataset.name}")
+    pairs = found.read()
+    variables, described = weights.read(directory / _GENERATOR)
+    if described["digest"] != found.identity["generator"]:
+        raise RunError(f"{directory / _GENERATOR} is not the generator that {directory / _STORE} was made with")
+    index, first = np.unique(pairs["index"], return_index=True)
+    _check_images(directory, dataset, index, pairs["image"][first])
+    row = np.zeros(index[-1] + 1, np.int32)
+    row[index] = np.arange(len(index), dtype=np.int32)
+    z = np.zeros((len(index), dataset.num_classes, pairs["z"].shape[1]), np.float32)
+    z[row[pairs["index"]], pairs["target"]] = pairs["z"]
+    size = dataset.image_shape[0]
+
+    def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
+        chosen = arrays["z"][arrays["row"][index], target]
+        return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
+
+    arrays = {"z": z, "row": row, "generator": biggan_folded.fold(variables)}
+    described = {"source": "projection", "digest": found.identity["generator"], "store": found.identity}
+    return Estimate(arrays, delta_x, described, index)
+
+
+def _check_images(directory: Path, dataset: data.Dataset, index: np.ndarray, expected: np.ndarray) -> None:
+    """Raises RunError where an image that was projected is another one in this data set."""
+    for split in dataset.splits.values():
+        known = np.isin(split.index, index)
+        present = data.Split(*(rows[known] for rows in split))
+        differ = hashes(present) != expected[np.searchsorted(index, present.index)]
+        if differ.any():
+            raise RunError(
+                f"{directory} holds projections of other images: image {present.index[differ][0]} of {dataset.name} "
+                "differs; project this data set"
+            )
+
+
+def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
+    """Projects the configured images, or goes on with it; returns its result."""
+    result = ProjectRun(config, workdir).run()
+    workdir.finish(result)
+    return result
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    """Losses of the splits, and similarity to the exact Δx beside the paper's, for a terminal."""
+    lines = [f"{outcome['dataset']}, {outcome['images']} images, {outcome['pairs']} pairs, {outcome['seconds']:.0f} s"]
+    for split, values in outcome["loss"].items():
+        lines.append(f"L_proj {split:12}" + "  ".join(f"{name} {value:.5f}" for name, value in values.items()))
+    if outcome["similarity"] is not None:
+        here = f"{outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f}"
+        mean, sd = paper.SIMILARITY[outcome["dataset"]]
+        lines.append(f"sim(Δx, Δ̂x)  here {here} (over images), paper {mean:.3f} ± {sd:.3f}")
+    return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
 
-from launch import bench_items
+from launch import bench_gan, bench_items, bench_vrgan
 from launch.bench_items import torch
 
 SECONDS_PER_TURN = 0.4  # a side's turn in a round repeats its step for about so long
+ITEMS = bench_items.ITEMS + bench_vrgan.ITEMS + bench_gan.ITEMS
 GAP = 0.1  # between turns, until the other framework's threads have stopped spinning
 
 
@@ -41,21 +42,36 @@ def main() -> None:
     report = {"machine": machine, "rounds": arguments.rounds, "clock": clock.__name__, "items": []}
     print(json.dumps(machine), flush=True)
     print(HEADER, flush=True)
-    for name in arguments.item or bench_items.ITEMS:
-        steps = arguments.cifar_attack_steps if name == "cifar_pgd" else 40
-        result = measure(bench_items.build(name, steps, arguments.gan_width), arguments.rounds, machine, clock)
+    for name in arguments.item or ITEMS:
+        result = measure(build(name, arguments), arguments.rounds, machine, clock)
         report["items"].append(result)
         print(table_row(result), flush=True)
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n")
 
 
+def build(name: str, arguments: argparse.Namespace) -> bench_items.Item:
+    """One of ITEMS."""
+    if name in bench_gan.ITEMS:
+        return bench_gan.build(arguments.gan_width)
+    if name in bench_vrgan.ITEMS:
+        return bench_vrgan.build(name)
+    steps = arguments.cifar_attack_steps if name == "cifar_pgd" else 40
+    return bench_items.build(name, steps, arguments.attack_dtype)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--item", action="append", choices=bench_items.ITEMS, help="repeatable; default: all")
+    parser.add_argument("--item", action="append", choices=ITEMS, help="repeatable; default: all")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds per item")
     parser.add_argument("--quick", action="store_true", help="3 rounds, 2 attack steps for CIFAR")
     parser.add_argument("--cifar-attack-steps", type=int, default=40, help="PGD steps of the cifar_pgd item")
+    parser.add_argument(
+        "--attack-dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of our attack's kernels in PGD items",
+    )
     parser.add_argument("--gan-width", type=int, default=256, help="channels of the gan_iteration item (paper: 256)")
     parser.add_argument(
         "--cpu-time",

@@ -12,6 +12,7 @@ from gradalign_jax.types import Batch
 from launch import bench_items
 from launch.bench_items import torch
 
+ITEMS = ["gan_iteration"]
 CLASSES, CHANNELS, LATENT, BATCH, D_STEPS = 10, 3, 128, 50, 4
 
 

@@ -95,16 +95,15 @@ EXPERIMENTS = {
     ),
 }
 METHODS = {"plain": "baseline", "align": "align", "pgd": "pgd"}
-ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian", "gan_iteration"]
+ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian"]
 ITEMS += [f"projection_{form}" for form in bench_projection.FORMS]
 
 
-def build(name: str, attack_steps: int = 40, gan_width: int = 256) -> Item:
-    """Builds one of ITEMS. Without PyTorch only our side is there."""
-    if name == "gan_iteration":
-        from launch import bench_gan  # which needs this module
+def build(name: str, attack_steps: int = 40, attack_dtype: str = "bfloat16") -> Item:
+    """Builds one of ITEMS. Without PyTorch only our side is there.
 
-        return bench_gan.build(gan_width)
+    attack_dtype: of the kernels that our attack sees; PyTorch's sees float32.
+    """
     data, method = name.split("_")
     if data == "projection":
         return build_projection(name, method)
@@ -117,14 +116,17 @@ def build(name: str, attack_steps: int = 40, gan_width: int = 256) -> Item:
         sides["ours"], seconds = our_jacobian(experiment, variables, batch)
         peer_side = peer_jacobian
     else:
-        sides["ours"], seconds = our_step(experiment, variables, batch, METHODS[method], destinations, attack_steps)
+        options = {"attack_steps": attack_steps, "attack_dtype": attack_dtype}
+        sides["ours"], seconds = our_step(experiment, variables, batch, METHODS[method], destinations, **options)
         peer_side = partial(peer_step, method=METHODS[method], destinations=destinations, steps=attack_steps)
     if torch:
         sides["authors"] = peer_side(experiment, variables, batch, authors)
         lean_side = partial(peer_side, experiment, variables, batch, lean)
         sides["lean"] = faster_layout(lean_side) if batch.image.ndim == 4 else lean_side()
     flops = spheres_flops(method, attack_steps) if data == "spheres" else None
-    return Item(f"{name} (k={attack_steps})" if method == "pgd" else name, sides, seconds, agreement, flops)
+    return Item(
+        f"{name} (k={attack_steps}, {attack_dtype})" if method == "pgd" else name, sides, seconds, agreement, flops
+    )
 
 
 def build_projection(name: str, form: str) -> Item:
@@ -155,7 +157,9 @@ def make_batch(data: str, experiment: Experiment) -> tuple[Batch, np.ndarray | N
     return batch, destinations
 
 
-def our_step(experiment: Experiment, variables, batch: Batch, method: str, destinations, steps: int):
+def our_step(
+    experiment: Experiment, variables, batch: Batch, method: str, destinations, attack_steps: int, attack_dtype: str
+):
     """Our compiled training step, its state donated, and the seconds it took to trace and compile."""
 
     def delta_x(image, label, target, index):
@@ -163,9 +167,10 @@ def our_step(experiment: Experiment, variables, batch: Batch, method: str, desti
             return image * jnp.where(label == 0, 0.3, -0.3 / 1.3)[:, None]
         return jnp.asarray(destinations)[index, target] - image
 
-    attack = pgd.make("linf", steps=steps, loss=experiment.attack_loss)
+    attack = pgd.make("linf", steps=attack_steps, loss=experiment.attack_loss)
     classifier, optimizer = experiment.classifier, experiment.optimizer
-    step = training.make_step(classifier, optimizer, method, delta_x=delta_x, attack=attack)
+    options = {"delta_x": delta_x, "attack": attack, "attack_dtype": jnp.dtype(attack_dtype)}
+    step = training.make_step(classifier, optimizer, method, **options)
     # Donation frees the arrays that are handed in, and others still read `variables`.
     variables = jax.tree.map(jnp.copy, variables)
     state = training.TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))

@@ -54,7 +54,7 @@ def our_side(form: str) -> tuple[Callable[[], np.ndarray], float]:
         constants, generate = biggan_folded.fold(values, precision, backend), biggan_folded.generate
         if form == "constants":
             constants = at_high_resolution(constants, values)
-    find = projection.make((STEPS, 0))
+    find = projection.make((STEPS, 0), eps=1e-8 * BATCH)  # the authors' mean over the batch
 
     def project(constants, image, target):
         return find(partial(generate, constants), image, target)

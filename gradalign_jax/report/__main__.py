@@ -64,7 +64,6 @@ def _write(output: Path, runs, damaged, folders: list[Path], argv: list[str]) ->
         tables=contents,
         figures=plots.draw_all(output, runs, found),
         runs=runs,
-        found=found,
         damaged=damaged,
         root=Path(os.path.commonpath([folder.resolve() for folder in folders])),
         command=f"python -m gradalign_jax.report {shlex.join(argv)}",

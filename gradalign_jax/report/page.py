@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from gradalign_jax.report import results
 from gradalign_jax.report.ink import Figure
-from gradalign_jax.report.results import Classifier, Damaged, Run
+from gradalign_jax.report.results import Damaged, Run
 from gradalign_jax.report.tables import METHODS, NAMES, Cell, Table
 
-STYLE = (Path(__file__).parent / "page.css").read_text
+STYLE = Path(__file__).with_name("page.css")
 
 DPI = 144  # of the PNGs: one and a half of a page's own, so that they are sharp
 
@@ -94,7 +94,7 @@ def _summary(tables: Sequence[Table], runs: Sequence[Run]) -> str:
     return '<dl class="facts">' + "".join(f"<div><dt>{a}</dt><dd>{escape(b)}</dd></div>" for a, b in facts) + "</dl>"
 
 
-def _notes(found: Sequence[Classifier], runs: Sequence[Run], damaged: Sequence[Damaged], root: Path) -> str:
+def _notes(runs: Sequence[Run], damaged: Sequence[Damaged], root: Path) -> str:
     """What runs warn of, each line once with the runs it holds for, and files that could not be read."""
     said: dict[str, list[str]] = {}
     for run in runs:
@@ -174,7 +174,6 @@ def render(
     tables: Sequence[Table],
     figures: Sequence[Drawn],
     runs: Sequence[Run],
-    found: Sequence[Classifier],
     damaged: Sequence[Damaged],
     root: Path,
     command: str,
@@ -187,12 +186,12 @@ def render(
     entries += [("notes", "Notes"), ("runs", "Runs")]
     index = "".join(f'<a href="#{name}">{escape(title.partition(" · ")[0])}</a>' for name, title in entries)
     sections = [figure(first), *map(table, tables), *map(figure, others)]
-    sections += [_notes(found, runs, damaged, root), _provenance(runs, root)]
+    sections += [_notes(runs, damaged, root), _provenance(runs, root)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>gradalign_jax report</title><style>{STYLE()}</style></head><body><header>"
+        f"<title>gradalign_jax report</title><style>{STYLE.read_text()}</style></head><body><header>"
         "<p class='kicker'>gradalign_jax</p><h1>In which direction do gradients of robust classifiers point?</h1>"
         "<p class='lead'>Measured here, beside the numbers of <em>Quantifying the Preferential Direction of the Model "
         "Gradient in Adversarial Training With Projected Gradient Descent</em> (Lanfredi, Schroeder, Tasdizen).</p>"

@@ -29,7 +29,7 @@ class Cell(NamedTuple):
     n: int | None = None  # where it is not the number of values
 
     def ours(self) -> str:
-        """ "0.659 ± 0.028 (5)" with the paper's digits, or "missing"."""
+        """Mean ± deviation (number) with the paper's digits, as 0.659 ± 0.028 (5), or the word missing."""
         mean, sd = statistics.mean_sd(self.values)
         if mean is None:
             return "missing"

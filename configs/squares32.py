@@ -3,6 +3,14 @@
     python -m gradalign_jax.main --config=configs/squares32.py:align --workdir=runs/squares32_align
 
 The paper trains no classifier on it; the settings here are those of Squares, the input mapping that of MNIST.
+
+The GAN in full takes a GPU. A narrow one for two CPU cores:
+
+    python -m gradalign_jax.main --config=configs/squares32.py:gan --config.gan.width=32 --config.gan.iterations=3000 \\
+      --config.gan.sample_every=250 --config.train.log_every=10 --workdir=runs/squares32_gan
+
+An iteration took 0.5 s alone on the machine, 0.85 s beside other work (width 64: 1.6 s). Squares of the right size and
+class could be told from the 450th iteration on.
 """
 
 from configs import common

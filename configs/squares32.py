@@ -1,4 +1,4 @@
-"""Squares32: the squares at 32 x 32 in range, the conditional GAN's set with a known Δx.
+r"""Squares32: the squares at 32 x 32 in range, the conditional GAN's set with a known Δx.
 
     python -m gradalign_jax.main --config=configs/squares32.py:align --workdir=runs/squares32_align
 
@@ -6,11 +6,11 @@ The paper trains no classifier on it; the settings here are those of Squares, th
 
 The GAN in full takes a GPU. A narrow one for two CPU cores:
 
-    python -m gradalign_jax.main --config=configs/squares32.py:gan --config.gan.width=32 --config.gan.iterations=3000 \\
+    python -m gradalign_jax.main --config=configs/squares32.py:gan --config.gan.width=32 --config.gan.iterations=3000 \
       --config.gan.sample_every=250 --config.train.log_every=10 --workdir=runs/squares32_gan
 
-An iteration took 0.5 s alone on the machine, 0.85 s beside other work (width 64: 1.6 s). Squares of the right size and
-class could be told from the 450th iteration on.
+An iteration took 0.5 to 0.9 s on a machine that was shared (width 64: 1.6 s). After 450 iterations the squares could be
+seen, each of its class's size.
 """
 
 from configs import common

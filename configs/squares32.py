@@ -1,8 +1,16 @@
-"""Squares32: the squares at 32 x 32 in range, the conditional GAN's set with a known Δx.
+r"""Squares32: the squares at 32 x 32 in range, the conditional GAN's set with a known Δx.
 
     python -m gradalign_jax.main --config=configs/squares32.py:align --workdir=runs/squares32_align
 
 The paper trains no classifier on it; the settings here are those of Squares, the input mapping that of MNIST.
+
+The GAN in full takes a GPU. A narrow one for two CPU cores:
+
+    python -m gradalign_jax.main --config=configs/squares32.py:gan --config.gan.width=32 --config.gan.iterations=3000 \
+      --config.gan.sample_every=250 --config.train.log_every=10 --workdir=runs/squares32_gan
+
+An iteration took 0.5 to 0.9 s on a machine that was shared (width 64: 1.6 s). After 450 iterations the squares could be
+seen, each of its class's size.
 """
 
 from configs import common

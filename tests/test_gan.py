@@ -290,10 +290,13 @@ def start(path, config):
 @pytest.fixture
 def compiled_once(tmp_path):
     """Runs of one test share their programs."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
     compilation_cache.reset_cache()
 
 

@@ -54,6 +54,8 @@ def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
     elif arguments.run:
+        if scale is paper_plan.MINI:  # tiny runs take longer to compile than to run
+            os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
         return run(jobs, commands, root, arguments.jobs or (2 if scale is paper_plan.MINI else 1), arguments.stop)
     else:
         show(jobs, commands, root)

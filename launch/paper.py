@@ -1,7 +1,7 @@
 """The paper's tables from the first run to the report: `python launch/paper.py [--scale=mini] [--run]`.
 
-Prints every command, in an order in which each comes after those it needs. --run types them here, one after another,
-skipping what is finished; --slurm=DIR writes job arrays; --estimate adds up hours. What follows a bare -- is added
+Prints every command, in an order in which each comes after those it needs. --run types them here, skipping
+what is finished; --slurm=DIR writes job arrays; --estimate adds up hours. What follows a bare -- is added
 to every command: `python launch/paper.py --only=cifar10 --run -- --config.devices=4`.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
@@ -53,7 +54,9 @@ def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
     elif arguments.run:
-        return run(jobs, commands, root, arguments.stop)
+        if scale is paper_plan.MINI:  # tiny runs take longer to compile than to run
+            os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        return run(jobs, commands, root, arguments.jobs or (2 if scale is paper_plan.MINI else 1), arguments.stop)
     else:
         show(jobs, commands, root)
     return 0
@@ -73,6 +76,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     action.add_argument("--run", action="store_true", help="run here what is not finished, then write the report")
     action.add_argument("--slurm", type=Path, metavar="DIR", help="write job arrays and submit.sh")
     action.add_argument("--estimate", action="store_true", help="hours, from finished runs, --speeds or the paper")
+    parser.add_argument("--jobs", type=int, default=0, help="--run: so many at a time; default: 1, of mini 2")
     parser.add_argument("--stop", action="store_true", help="--run: stop at the first failure")
     parser.add_argument("--prefix", default="", help='put before every command, as "nice" or "srun --gpus=1"')
     parser.add_argument("--slurm-options", default="--gres=gpu:1 --cpus-per-task=8 --time=24:00:00")
@@ -140,37 +144,46 @@ def show(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path) -> 
     print(f"# last\n{sys.executable} -m gradalign_jax.report {root} --output={root / 'report'}")
 
 
-def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, stop: bool) -> int:
-    """Runs what is not finished, in order; a failure holds up those that need it, and nothing else."""
-    lost: dict[str, str] = {}
-    started = time.monotonic()
-    for i, job in enumerate(jobs, 1):
-        if finished(root, job):
-            continue
-        if missing := [name for name in job.needs if name in lost]:
-            lost[job.name] = f"needs {missing[0]}"
-            continue
-        print(f"[{i}/{len(jobs)}, {(time.monotonic() - started) / 60:.1f} min] {job.name}", flush=True)
-        folder = root / job.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "command.txt").write_text(shlex.join(commands[job.name]) + "\n")
-        with open(folder / "log.txt", "w") as log:
-            status = subprocess.run(commands[job.name], stdout=log, stderr=log, check=False).returncode
-        if status == 130:
-            raise KeyboardInterrupt
-        if status:
-            lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-            lost[job.name] = f"failed: {lines[-1] if lines else f'status {status}'} ({folder / 'log.txt'})"
-            print(f"gradalign_jax: {job.name} {lost[job.name]}", file=sys.stderr, flush=True)
-            if stop:
-                return 1
+def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, workers: int, stop: bool) -> int:
+    """Runs what is not finished, `workers` at a time; a failure holds up those that need it, and nothing else."""
+    started, lost, running = time.monotonic(), {}, {}
+    left = [job for job in jobs if not finished(root, job)]
+    total, number = len(left), 0
+    with ThreadPoolExecutor(workers) as pool:
+        while left or running:
+            waiting = {job.name for job in (*left, *running.values())}
+            for job in [job for job in left if any(name in lost for name in job.needs)]:
+                lost[job.name] = f"left out: needs {next(name for name in job.needs if name in lost)}"
+                left.remove(job)
+            for job in [job for job in left if not waiting & set(job.needs)][: workers - len(running)]:
+                left.remove(job)
+                number += 1
+                print(f"[{number}/{total}, {(time.monotonic() - started) / 60:.1f} min] {job.name}", flush=True)
+                running[pool.submit(call, commands[job.name], root / job.name)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                if failure := future.result():
+                    lost[job.name] = failure
+                    print(f"gradalign_jax: {job.name} {failure}", file=sys.stderr, flush=True)
+                    left = [] if stop else left
     for name, reason in lost.items():
-        if reason.startswith("needs"):
-            print(f"gradalign_jax: {name} left out: {reason}", file=sys.stderr)
+        if reason.startswith("left out"):
+            print(f"gradalign_jax: {name} {reason}", file=sys.stderr)
     report = [sys.executable, "-m", "gradalign_jax.report", str(root), f"--output={root / 'report'}"]
     status = subprocess.run(report, check=False).returncode
-    print(f"{len(jobs) - len(lost)} of {len(jobs)} runs finished, {(time.monotonic() - started) / 60:.1f} min")
+    print(f"{sum(map(bool, (finished(root, job) for job in jobs)))} of {len(jobs)} runs finished, ", end="")
+    print(f"{(time.monotonic() - started) / 60:.1f} min")
     return 1 if lost else status
+
+
+def call(command: Sequence[str], folder: Path) -> str:
+    """Types one command, its output going to log.txt; returns what went wrong, if anything did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.txt").write_text(shlex.join(command) + "\n")
+    with open(folder / "log.txt", "w") as log:
+        status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
+    return f"failed: {lines[-1] if lines else f'status {status}'} ({folder / 'log.txt'})" if status else ""
 
 
 def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Path, options: str) -> str:

@@ -84,7 +84,7 @@ MINI = Scale(
     seeds={"": 1, "spheres": 2},
     generators=2,
     validated=1,
-    epsilons={dataset: epsilons(dataset)[0:4:3] for dataset in ("spheres", "mnist35")},
+    epsilons={"spheres": epsilons("spheres")[0:4:3]},
     series=1,
     evaluated={"": 0, "spheres": 1},
     scatter=10,
@@ -100,6 +100,7 @@ MINI = Scale(
         "spheres:evaluate": {"evaluate.images": 100, "attack.steps": 10},
         "mnist35:classifier": _BLACK_BOX,
         "mnist:classifier": {**_BLACK_BOX, "data.limit": 64, "attack.steps": 3},
+        **{f"{dataset}:gan": {"gan.iterations": 10, "gan.sample_every": 10} for dataset in INDIRECT},
         "mnist:project": {"data.limit": 64},
         "cifar10:classifier": {
             **{**_BLACK_BOX, "data.limit": 64, "attack.steps": 2},

@@ -468,7 +468,7 @@ def test_running_skips_the_finished_and_goes_on_past_a_failure(tmp_path, capfd):
     jobs = paper_plan.plan(paper_plan.MINI, ["mnist35"], table="2")
     jobs = [job for job in jobs if job.task != "evaluate" and "pgd-" not in job.name]
     commands = {job.name: made(job, tmp_path, status=int(job.name == "mnist35/vrgan/seed0")) for job in jobs}
-    assert launcher.run(jobs, commands, tmp_path, stop=False) == 1
+    assert launcher.run(jobs, commands, tmp_path, workers=2, stop=False) == 1
     out, err = capfd.readouterr()
     assert "mnist35/vrgan/seed0 failed: no luck" in err
     assert "mnist35/align/seed0 left out: needs mnist35/vrgan/seed0" in err
@@ -477,7 +477,7 @@ def test_running_skips_the_finished_and_goes_on_past_a_failure(tmp_path, capfd):
     ]
     assert "3 of 5 runs finished" in out
     commands["mnist35/vrgan/seed0"] = made(jobs[0], tmp_path)
-    assert launcher.run(jobs, commands, tmp_path, stop=True) == 0
+    assert launcher.run(jobs, commands, tmp_path, workers=1, stop=True) == 0
     out, _ = capfd.readouterr()
     assert "mnist35/vrgan/seed1" not in out  # was finished
     assert (tmp_path / "report" / "index.html").exists()

@@ -1,7 +1,7 @@
 """Four CPU devices for every test, and short compiles; set before JAX starts.
 
-Compiling is most of what the tests do: machine code is left unoptimised, and a program that several tests or workers need
-is compiled once.
+Compiling is most of what the tests do: machine code is left unoptimised, and a program that several tests or workers
+need is compiled once.
 """
 
 import os

@@ -15,11 +15,11 @@ def product(x: Array, matrix: Array, turned: bool = False) -> Array:
     """x `[..., n]` @ matrix `[n, m]` in the matrix's precision, summed and returned in that of x; so are its gradients.
 
     With sums in bfloat16 XLA would not use the bfloat16 tiles (AMX) that some CPUs have.
-    turned: multiply by the matrix laid out as `[m, n]`. On a CPU that pays where one matrix is used often, as
-      the turning moves out of an attack's loop.
+    turned: multiply by the matrix laid out as `[m, n]`. On a CPU that pays where one float32 matrix is used often, as
+      the turning moves out of an attack's loop; a bfloat16 one is left as it is, since XLA takes a turned one for float32.
     """
     x_cast = x.astype(matrix.dtype)
-    if not turned:
+    if not turned or matrix.dtype == jnp.bfloat16:
         return jnp.matmul(x_cast, matrix, preferred_element_type=x.dtype)
     # Without the barrier the turning would be fused into the product again.
     rows = jax.lax.optimization_barrier(matrix.T)

@@ -1,7 +1,7 @@
 """Every key of a run with its default. Plain data: nothing here imports the package.
 
-A data set's file calls `classifier(argument, tasks)` with what follows the colon of
-`--config=configs/mnist.py:pgd,smoke`: a task, then optional flags. Any key can be changed from the command line
+What follows the colon of `--config=configs/mnist.py:pgd,smoke` is a task, then optional flags; `parse` splits it, and
+a data set's file calls the function of that task here. Any key can be changed from the command line
 (`--config.attack.epsilon=0.2`). Images live in [-1, 1]; every ε and step size is in those units, twice the usual
 ones of [0, 1]. Where the paper is silent, values are those of the code behind its tables.
 """

@@ -109,10 +109,21 @@ def evaluate(
     for name in attacks:
         if name not in measurements.ATTACKS:
             raise ValueError(f"unknown attack {name!r}: use some of {', '.join(measurements.ATTACKS)}")
+    for name, value in (("step_size", step_size), ("l2_step_size", 1 if l2_step_size is None else l2_step_size)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value} must be a number > 0")
+    for name, value in (("block", block), ("steps", steps), ("queries", queries)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be >= 1")
+    if index is not None and len(index) != len(labels):
+        raise ValueError(f"index has {len(index)} entries for {len(labels)} images: give one each")
     root = math.sqrt(math.prod(np.shape(images)[1:]))
     grids = {
         "pgd_linf": (step_size, tuple(epsilons)),
-        "pgd_l2": (l2_step_size or step_size * root, tuple(l2_epsilons or (e * root for e in epsilons))),
+        "pgd_l2": (
+            l2_step_size or step_size * root,
+            tuple([e * root for e in epsilons] if l2_epsilons is None else l2_epsilons),
+        ),
     }
     white_box = {name: grids[name] for name in attacks if name in grids}
     black_box = "square_linf" in attacks

@@ -3,8 +3,9 @@
     python -m gradalign_jax.main --config=configs/spheres.py:pgd --workdir=runs/spheres_pgd
     python -m gradalign_jax.main --config=configs/cifar10.py:pgd,smoke --config.seed=1 --workdir=runs/smoke
 
-The config file's argument names the task (baseline, align, pgd, evaluate) and optional flags (smoke). Any key can be
-changed: --config.attack.epsilon=0.01. The same command typed again goes on where the run was stopped.
+The config file's argument names the task (baseline, align, pgd, evaluate, vrgan, gan, project) and optional flags
+(smoke). Any key can be changed: --config.attack.epsilon=0.01. The same command typed again goes on where the run was
+stopped.
 """
 
 import difflib

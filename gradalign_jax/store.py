@@ -67,7 +67,7 @@ class Store:
         try:
             return weights.read(file)[0]
         except RunError:
-            logging.warning("%s is damaged and is made again", file)
+            logging.warning("%s is damaged: the project run makes it again", file)
             return None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -55,7 +56,7 @@ def test_no_patient_is_in_two_splits_and_labels_are_the_table_s(tmp_path):
         assert [int(rows[i]["label"]) for i in split.index] == split.label.tolist()
     assert dataset.splits["train"].image.shape == (28, 256, 256, 1)
     assert dataset.splits["test"].image.shape == (8, 224, 224, 1)
-    assert "view, transplant, days, study_id" in dataset.notes[0]
+    assert "view, transplant, days, study_id, test_id" in dataset.notes[0]
     again = load(tmp_path)  # from the cache
     np.testing.assert_array_equal(again.splits["train"].image, dataset.splits["train"].image)
     assert len(set(load(tmp_path, limit=8).splits["train"].label.tolist())) == 2
@@ -84,15 +85,38 @@ def test_filters_of_the_paper(tmp_path):
 
 
 def test_the_closest_study_and_test_are_kept(tmp_path):
-    columns = {
-        "days": lambda n: [3, -2, 5, 1][n % 4],
-        "study_id": lambda n: n // 4 * 4 + n % 2,
-        "test_id": lambda n: n // 2,
-    }
-    write_films(tmp_path, **columns)
-    rows = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
-    # Of tests (0, 1) and (2, 3): rows 1 and 3, which share a study; of that study row 3 is closest.
-    assert [int(row["row"]) - 2 for row in rows] == list(range(3, 40, 4))
+    rows = write_films(tmp_path)
+    studies = {"a": "secret_0.png", "b": "secret_1.png", "c": "secret_2.png"}
+    paired = [("a", "t1", 3), ("b", "t1", -2), ("b", "t2", 1), ("c", "t3", 9), ("c", "t4", -8)]
+    few = [rows[0] | {"image": studies[s], "study_id": s, "test_id": t, "days": str(d)} for s, t, d in paired]
+    write_table(tmp_path, few)
+    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    # t1's closest study is b; of b the closest test is t2; of c it is t4.
+    assert [(row["study_id"], row["test_id"]) for row in kept] == [("b", "t2"), ("c", "t4")]
+    few[1]["image"] = "secret_5.png"  # a second film in study b
+    write_table(tmp_path, few)
+    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    assert [row["study_id"] for row in kept] == ["a", "c"]
+
+
+def test_flags_are_read_as_numbers_or_refused(tmp_path):
+    rows = write_films(tmp_path, transplant=lambda n: "1.0" if n == 3 else "")
+    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    assert len(kept) == len(rows) - 2
+    rows[7]["transplant"] = "yes"
+    write_table(tmp_path, rows)
+    with pytest.raises(DataError, match="row 9 of the table: transplant is 'yes'"):
+        load(tmp_path)
+
+
+def test_dicom_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    rows = write_films(tmp_path)
+    (tmp_path / "a.dcm").write_bytes(b"film")
+    rows[0]["image"] = "a.dcm"
+    write_table(tmp_path, rows)
+    with pytest.raises(DataError, match=r"gradalign_jax\[dicom\]"):
+        load(tmp_path)
 
 
 def test_labels_from_spirometry(tmp_path):

@@ -13,7 +13,7 @@ from configs import mnist35, spheres, squares32
 from gradalign_jax import data, models, parallel, settings, training, weights
 from gradalign_jax.deltax import vrgan
 from gradalign_jax.models import mlp, residual_mlp, unet
-from gradalign_jax.tasks import estimates
+from gradalign_jax.tasks import estimates, gan
 from gradalign_jax.tasks import vrgan as task
 from gradalign_jax.types import Batch
 from gradalign_jax.workdir import RunError, Workdir
@@ -201,6 +201,12 @@ def test_align_takes_the_generator_that_it_is_given(tmp_path):
     np.testing.assert_array_equal(got, expected)
     with pytest.raises(RunError, match="a generator for squares32, not mnist35"):
         task.load_estimate(directory, dataset._replace(name="mnist35"))
+    weights.write(tmp_path / task.FILE, {"raw": variables, "ema": variables}, config={"task": "gan"})
+    with pytest.raises(RunError, match="holds the generator of a gan run"):
+        task.load_estimate(tmp_path, dataset)
+    with pytest.raises(RunError, match="holds no conditional GAN"):
+        gan.load_generator(directory)
+    (tmp_path / task.FILE).unlink()
     with pytest.raises(RunError, match="is missing"):
         task.load_estimate(tmp_path, dataset)
 

@@ -3,13 +3,13 @@
 The CSV has a row per film. Columns it needs: `image` (path below the folder), `patient_id`, and either `label` (0 or 1)
 or spirometry: `fev1_fvc` (a fraction) or `fev1` and `fvc`; a ratio under 0.7 is class 1. Columns it may have, each with
 its filter: `view` (PA is kept), `transplant` (patients with any 1 are left out), `days` (from film to test; under 30 is
-kept), `study_id` (studies of exactly one film are kept; with `days`, also the closest study of each `test_id` and the
-closest test of each study), `split` (train, validation, test). Messages name rows, never files.
+kept), `study_id` (studies of exactly one film are kept), `test_id` (with `days` and `study_id`, the closest study of each
+test and the closest test of each study), `split` (train, validation, test). Messages name rows, never files.
 """
 
 import csv
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +90,7 @@ def _read(table: Path) -> list[_Row]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = [{**row, "row": str(number)} for number, row in enumerate(reader, start=2)]
+            rows = [{**row, "row": str(reader.line_num)} for row in reader]
             columns = set(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the table {table}: {error}; correct config.data.table") from error
@@ -114,6 +114,13 @@ def _number(row: _Row, column: str) -> float:
         raise DataError(f"row {row['row']} of the table: {column} is {row[column]!r}, not a number") from error
 
 
+def _flag(row: _Row, column: str) -> bool:
+    value = _number(row, column)
+    if value not in (0, 1):
+        raise DataError(f"row {row['row']} of the table: {column} is {row[column]!r}, not 0 or 1")
+    return value == 1
+
+
 def _label(row: _Row) -> int:
     if "label" in row:
         if row["label"] not in ("0", "1"):
@@ -130,9 +137,9 @@ def _filtered(rows: list[_Row]) -> tuple[list[_Row], list[str]]:
     if not rows:
         raise DataError("the table has no rows below its header")
     columns, skipped = rows[0].keys(), []
-    excluded = {row["patient_id"] for row in rows if row.get("transplant") == "1"}
+    excluded = {row["patient_id"] for row in rows if row.get("transplant") and _flag(row, "transplant")}
     filters: dict[str, Callable[[_Row], bool]] = {
-        "view": lambda row: row["view"] == "PA",
+        "view": lambda row: row["view"].strip().upper() == "PA",
         "transplant": lambda row: row["patient_id"] not in excluded,
         "days": lambda row: abs(_number(row, "days")) < 30,
     }
@@ -142,12 +149,16 @@ def _filtered(rows: list[_Row]) -> tuple[list[_Row], list[str]]:
         else:
             skipped.append(column)
     if "study_id" in columns:
-        films = Counter(row["study_id"] for row in rows)
-        rows = [row for row in rows if films[row["study_id"]] == 1 or "test_id" in columns]
-        if {"days", "test_id"} <= columns:
-            rows = _closest(_closest(rows, "test_id"), "study_id")
+        films = defaultdict(set)
+        for row in rows:
+            films[row["study_id"]].add(row["image"])
+        rows = [row for row in rows if len(films[row["study_id"]]) == 1]
     else:
         skipped.append("study_id")
+    if {"days", "study_id", "test_id"} <= columns:
+        rows = _closest(_closest(rows, "test_id"), "study_id")
+    else:
+        skipped.append("test_id")
     if not rows:
         raise DataError(
             "no row of the table passes the filters (view PA, no transplant, under 30 days, one film a study)"
@@ -229,7 +240,9 @@ def _open(row: str, path: Path) -> np.ndarray:
 
         with Image.open(path) as film:
             return np.asarray(film if film.mode.startswith("I") else film.convert("L"), np.float32)
-    except (OSError, ValueError, SyntaxError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise many kinds
         raise DataError(
             f"cannot read the film of row {row} of the table ({type(error).__name__}): replace or remove it"
         ) from error
@@ -242,6 +255,8 @@ def _open_dicom(path: Path) -> np.ndarray:
         raise DataError('DICOM films need pydicom: pip install "gradalign_jax[dicom]"') from error
     film = pydicom.dcmread(path)
     pixels = film.pixel_array.astype(np.float32)
+    if pixels.ndim != 2:
+        raise ValueError(f"not one grey image, but {pixels.shape}")
     return pixels.max() - pixels if film.get("PhotometricInterpretation") == "MONOCHROME1" else pixels
 
 

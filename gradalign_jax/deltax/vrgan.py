@@ -88,7 +88,7 @@ def forward(
 def critic_gradient(
     critic: Classifier, variables: Variables, batch: Batch, passed: Forward, weights: Weights
 ) -> tuple[Any, dict[str, Array]]:
-    """Gradient of L_Dx and L_Dx' in the critic's parameters (Eq. 10), and both losses."""
+    """Gradient of L_Dx and L_Dx' in the critic's parameters (Eqs. 11 and 13), and both losses."""
 
     def real_loss(params):
         return _cross_entropy(critic.apply({**variables, "params": params}, batch.image, train=True)[0], batch.label)
@@ -101,7 +101,7 @@ def critic_gradient(
 
 
 def generator_gradient(batch: Batch, passed: Forward, weights: Weights) -> tuple[Any, dict[str, Array]]:
-    """Gradient of L_G and L_RegG in the generator's parameters (Eqs. 11-12), and both losses."""
+    """Gradient of L_G and L_RegG in the generator's parameters (Eqs. 11-13), and both losses."""
     fool, cotangent = jax.value_and_grad(_cross_entropy)(passed.logits, 1 - batch.label)
     small, small_cotangent = jax.value_and_grad(lambda r: jnp.mean(relative_norm(r)))(passed.residual)
     towards = weights.fool * passed.pull_critic(cotangent)[1] + weights.small * small_cotangent

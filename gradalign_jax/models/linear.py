@@ -16,7 +16,7 @@ def product(x: Array, matrix: Array, turned: bool = False) -> Array:
 
     With sums in bfloat16 XLA would not use the bfloat16 tiles (AMX) that some CPUs have.
     turned: multiply by the matrix laid out as `[m, n]`. On a CPU that pays where one float32 matrix is used often, as
-      the turning moves out of an attack's loop; a bfloat16 one is left as it is, since XLA takes a turned one for float32.
+      the turning moves out of an attack's loop; a bfloat16 one is left as it is: turned, XLA would make it float32.
     """
     x_cast = x.astype(matrix.dtype)
     if not turned or matrix.dtype == jnp.bfloat16:

@@ -180,7 +180,9 @@ class ClassifierRun:
     def run(self) -> dict[str, Any]:
         """Train, select, test; returns the content of result.json."""
         best = self.train()
-        weights.write(self.workdir.path / "classifier.safetensors", best.variables, config=self.config.to_dict())
+        trained_by = self.delta_x and self.delta_x.described
+        described = {"config": self.config.to_dict(), "delta_x": trained_by}
+        weights.write(self.workdir.path / "classifier.safetensors", best.variables, **described)
         verified = self.verify(best)
         measured = testing.test(self.subject, best.variables, self.workdir)
         selected, whole = verified["validation_epsilon_half"], verified["validation_epsilon_half_whole_grid"]

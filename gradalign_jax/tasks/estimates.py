@@ -46,7 +46,9 @@ def _check_covers(directory: str, estimate: Estimate, split: str, index: np.ndar
 
 def check_apart(trained: Estimate | None, measuring: Estimate | None, same_allowed: bool) -> None:
     """Raises RunError where one generator made the Δx that trains and the Δx that measures, wherever each lies."""
-    generators = {estimate.described.get("digest") for estimate in (trained, measuring) if estimate}
+    # Raw weights and their average are of one run.
+    described = [estimate.described for estimate in (trained, measuring) if estimate]
+    generators = {each.get("run", each.get("digest")) for each in described}
     if trained and measuring and not same_allowed and len(generators) == 1 and None not in generators:
         raise RunError(
             "the generator whose Δx trains is the one whose Δx measures: ᾱ_Δx would tell how well training fitted it; "

@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax import settings, summary, weights
-from gradalign_jax.tasks import testing
+from gradalign_jax.tasks import estimates, testing
+from gradalign_jax.types import Estimate
 from gradalign_jax.workdir import RunError, Workdir
 
 
-def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], ConfigDict, dict[str, Any]]:
-    """A run's weights, its config with the weights' digest, and its result.
+def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], ConfigDict, dict[str, Any], dict | None]:
+    """A run's weights, its config with the weights' digest, its result, and what describes the Δx that trained it.
 
     Raises:
       RunError: if the run is not finished, damaged, of another data set, or trained by the Δx that is to measure it.
@@ -38,19 +39,21 @@ def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], Config
             settings.check_measuring(run.delta_x, config.evaluate)
         except ValueError as error:
             raise RunError(str(error)) from error
-    return variables, run, outcome
+    return variables, run, outcome, described.get("delta_x")
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     """Measures the run that config.classifier names, or goes on with it; returns its result."""
     started = time.time()
-    variables, trained, before = finished(config.classifier, config)
+    variables, trained, before, trained_by = finished(config.classifier, config)
     value = testing.remembered(workdir)
     if value("weights", None, 0, lambda: trained.digest) != trained.digest:
         raise RunError(
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"
         )
     subject = testing.subject(config, trained, batch_size=0)
+    if trained_by is not None:
+        estimates.check_apart(Estimate((), None, trained_by), subject.measuring, config.evaluate.same_generator)
     measured = testing.test(subject, variables, workdir, by_class=True)
     notes = [*subject.dataset.notes, *(note for note in before["notes"] if note not in subject.dataset.notes)]
     result = summary.result(

@@ -39,9 +39,14 @@ def load_generator(directory: str | os.PathLike, ema: bool = False) -> tuple[big
       RunError: if the run is unfinished or its file damaged.
     """
     tree, described = weights.read(Path(directory) / _FILE)
+    if not {"raw", "ema"} <= tree.keys():
+        raise RunError(
+            f"{directory} holds no conditional GAN: config.project.generator takes the directory of a gan run"
+        )
     shape = {name: described[name] for name in ("num_classes", "channels", "width", "latent_dim")}
     variables = tree["ema" if ema else "raw"]
-    return biggan.create_generator(**shape), variables, described | {"ema": ema, "digest": weights.digest(variables)}
+    own = {"ema": ema, "digest": weights.digest(variables), "run": described["digest"]}
+    return biggan.create_generator(**shape), variables, described | own
 
 
 def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:

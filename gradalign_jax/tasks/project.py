@@ -234,6 +234,8 @@ class ProjectRun:
             return image + estimate.delta_x(arrays, image, label, target, index)
 
         columns = np.stack([projected(estimate.arrays, target) for target in range(classes)], axis=1)
+        if self.config.project.skip_own_class:  # no latents were sought there
+            columns[np.arange(len(label)), np.asarray(label)] = np.nan
         figures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
         pictures = {"image": image, "label": label, "projected": columns}
         if self.dataset.delta_x is not None:
@@ -268,7 +270,8 @@ def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estima
         return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
 
     arrays = {"z": z, "row": row, "generator": biggan_folded.fold(variables)}
-    described = {"source": "projection", "digest": found.identity["generator"], "store": found.identity}
+    of = {name: described[name] for name in ("digest", "run")}
+    described = {"source": "projection", **of, "store": found.identity}
     return Estimate(arrays, delta_x, described, index)
 
 

@@ -168,7 +168,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
 def draw(subject: Subject, variables: Any, curves: dict[str, Any], workdir: Workdir) -> None:
     """The pictures: error over ε, and ∇ℓ(x) of a few test images."""
     figures.draw_curves(workdir.path / "curves.png", curves)
-    split, measuring = subject.split("test"), subject.measuring
+    split, measuring = head(subject.split("test"), subject.config.evaluate.images), subject.measuring
     classes = np.unique(split.label)
     each = max(1, 8 // len(classes))
     few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in classes])[:8]

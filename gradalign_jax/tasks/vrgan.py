@@ -53,7 +53,12 @@ def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estima
       RunError: if the run is unfinished, damaged, or of another data set.
     """
     variables, described = weights.read(os.path.join(directory, FILE))
-    config = ConfigDict(described["config"])
+    config = ConfigDict(described.get("config", {"task": "another"}))
+    if config.task != "vrgan":
+        raise RunError(
+            f"{directory} holds the generator of a {config.task} run: config.*.generator takes a vrgan run, "
+            "config.*.store a project run"
+        )
     if config.data.name != dataset.name:
         raise RunError(f"{directory} holds a generator for {config.data.name}, not {dataset.name}: give another one")
     generator = create_generator(config)

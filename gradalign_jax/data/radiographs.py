@@ -3,8 +3,8 @@
 The CSV has a row per film. Columns it needs: `image` (path below the folder), `patient_id`, and either `label` (0 or 1)
 or spirometry: `fev1_fvc` (a fraction) or `fev1` and `fvc`; a ratio under 0.7 is class 1. Columns it may have, each with
 its filter: `view` (PA is kept), `transplant` (patients with any 1 are left out), `days` (from film to test; under 30 is
-kept), `study_id` (studies of exactly one film are kept), `test_id` (with `days` and `study_id`, the closest study of each
-test and the closest test of each study), `split` (train, validation, test). Messages name rows, never files.
+kept), `study_id` (studies of exactly one film are kept), `test_id` (with `days` and `study_id`, the closest study of
+each test and the closest test of each study), `split` (train, validation, test). Messages name rows, never files.
 """
 
 import csv

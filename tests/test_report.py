@@ -221,6 +221,15 @@ def test_an_evaluation_of_a_run_that_is_not_there_stands_alone(tmp_path):
     assert (one.epsilon, one.as_in_table_2, results.departures(one.run)) == (0.0013, False, [])
 
 
+def test_evaluations_that_stand_alone_are_averaged_over_seeds(tmp_path):
+    for seed, alpha in enumerate((0.6, 0.7)):
+        own = {"seed": seed, "train": {"epochs": 80, "steps_per_epoch": 10_000}, "digest": f"of weights {seed}"}
+        there = {"config": {"task": "evaluate"}, "evaluated": f"gone{seed}", "evaluated_config": own}
+        classifier(tmp_path / str(seed), seed=seed, alpha_x=alpha, **there)
+    _, found = found_in(tmp_path)
+    assert cell_of(tables.table_2(found), "alpha_x", "spheres", "baseline").values == (0.6, 0.7)
+
+
 # ---- files
 
 

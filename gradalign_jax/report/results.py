@@ -11,6 +11,7 @@ from gradalign_jax import paper
 # Keys that tell neither what was trained nor what was measured: runs that differ in these alone are one row.
 _APART = {
     *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.log_every", "classifier"),
+    "digest",  # of the weights that an evaluation read
     *("train.checkpoint_minutes", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images"),
 }
 # Keys that name other runs' directories: only whether they do counts.

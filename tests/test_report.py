@@ -349,7 +349,9 @@ def test_a_figure_without_runs_says_what_it_takes(tmp_path):
     section = page[page.index('<section id="figure7"') :].partition("</section>")[0]
     assert "missing: it takes an evaluation" in section
     assert not (tmp_path / "out" / "figure7.png").exists()
-    assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0  # its own output is no input
+    assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0  # again, over its own output
+    assert report.main([str(tmp_path / "a"), f"--output={tmp_path / 'a'}"]) == 0
+    assert report.main([str(tmp_path / "a"), f"--output={tmp_path}"]) == 0
 
 
 @pytest.mark.parametrize(

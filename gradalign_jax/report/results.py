@@ -92,13 +92,11 @@ class Classifier(NamedTuple):
         return self.epsilon is None or wanted is None or abs(self.epsilon - wanted) < 1e-9
 
 
-def collect(folders: Iterable[Path], but: Path | None = None) -> tuple[list[Run], list[Damaged]]:
+def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
     """All runs with a result.json below the folders, in order of their paths, and the damaged files."""
     files = {file.resolve() for folder in folders for file in Path(folder).rglob("result.json")}
     runs, damaged = [], []
     for file in sorted(files):
-        if but is not None and but.resolve() in file.parents:
-            continue
         try:
             result = json.loads(file.read_text())
             if not isinstance(result, dict) or not isinstance(result.get("dataset"), str):

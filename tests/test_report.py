@@ -94,8 +94,11 @@ def test_z_of_one_run_is_the_papers_deviation_and_without_one_ours():
     assert statistics.z_score([], paper.number(".659±.028")) is None
 
 
-def test_a_deviation_printed_as_zero_leaves_the_rounding():
-    assert statistics.z_score([99.9], paper.number("100.±0.0")) == pytest.approx(-0.1 / (0.05 / math.sqrt(3)))
+def test_a_deviation_printed_as_zero_is_half_a_unit_of_its_digit():
+    z = statistics.z_score([99.3], paper.number("99.4±0.0"))
+    assert z == pytest.approx(-0.1 / math.sqrt(0.05**2 * (1 + 1 / 5) + 0.05**2 / 3))
+    finer = statistics.z_score([0.010], paper.number(".008±.000"))
+    assert finer == pytest.approx(0.002 / math.sqrt(0.0005**2 * (1 + 1 / 5) + 0.0005**2 / 3))
 
 
 def test_pearson_is_numpys():
@@ -126,6 +129,21 @@ def test_a_cell_has_mean_deviation_number_paper_and_z(tmp_path):
     assert cell.distance() == f"{expected:+.1f}"
     assert cell_of(tables.table_2(found), "accuracy", "spheres", "baseline").ours() == "100.0 ± 0.0 (2)"
     assert cell_of(tables.table_2(found), "square_linf", "spheres", "baseline").ours() == "missing"
+
+
+def test_a_censored_epsilon_half_is_marked(tmp_path):
+    for seed in range(2):
+        curve = {"epsilons": GRID, "errors": [0.0, 0.2, 0.4], "threshold": 0.39, "censored": seed == 1}
+        classifier(tmp_path / f"{seed}", seed=seed, curves={"pgd_l2": curve})
+    _, found = found_in(tmp_path)
+    table = tables.table_2(found)
+    assert cell_of(table, "pgd_l2", "spheres", "baseline").ours() == "0.100 ± 0.000† (2)"
+    assert cell_of(table, "pgd_linf", "spheres", "baseline").ours() == "0.0060 ± 0.0000 (2)"
+    assert cell_of(tables.ratios(found), "ratio", "baseline").ours().endswith("† (2)")
+    assert "†" in table.legend
+    assert r"$^\dagger$" in formats.latex(table)
+    marked = [line for line in csv.DictReader(io.StringIO(formats.as_csv(table))) if line["censored"] == "1"]
+    assert [line["quantity"] for line in marked] == ["pgd_l2"]
 
 
 def test_missing_is_shown_as_missing_and_an_absent_field_is_missing(tmp_path):
@@ -426,8 +444,9 @@ def test_a_filter_keeps_what_is_needed_and_nothing_else():
         paper_plan.plan(paper_plan.FULL, ["mnst"])
     with pytest.raises(ValueError, match="--table=9"):
         paper_plan.plan(paper_plan.FULL, table="9")
-    with pytest.raises(ValueError, match="--generators=1"):
-        paper_plan.plan(paper_plan.FULL, generators=1)
+    for number in (1, -1):
+        with pytest.raises(ValueError, match=f"--generators={number}"):
+            paper_plan.plan(paper_plan.FULL, generators=number)
 
 
 @pytest.mark.parametrize("scale", paper_plan.SCALES.values(), ids=list(paper_plan.SCALES))
@@ -511,7 +530,13 @@ def test_slurm_arrays_hold_every_unfinished_command_once_and_chain(tmp_path):
     jobs, _ = launcher.available(paper_plan.plan(paper_plan.FULL, ["mnist35"]), paper_plan.FULL)
     write(tmp_path / jobs[0].name, {"dataset": "mnist35"})
     commands = {job.name: ["python", *paper_plan.command(job, paper_plan.FULL, str(tmp_path))] for job in jobs}
+    (tmp_path / "slurm").mkdir()
+    for name in ("stage9.sh", "stage9.txt", "stage1.md", "stages.txt"):
+        (tmp_path / "slurm" / name).write_text("of an earlier call, or one's own")
     launcher.write_slurm(jobs, commands, tmp_path, tmp_path / "slurm", "--time=1:00:00")
+    for name, own in {"stage9.sh": False, "stage9.txt": False, "stage1.md": True, "stages.txt": True}.items():
+        assert (tmp_path / "slurm" / name).exists() == own
+    (tmp_path / "slurm" / "stages.txt").unlink()
     arrays = sorted((tmp_path / "slurm").glob("stage*.txt"))
     lines = [line for file in arrays for line in file.read_text().splitlines()]
     assert len(lines) == len(set(lines)) == len(jobs) - 1

@@ -27,14 +27,15 @@ class Cell(NamedTuple):
     printed: paper.Number | None = None
     z: float | None = None
     n: int | None = None  # where it is not the number of values
+    censored: bool = False  # an ε50% that lies beyond an attack's largest ε, in one seed or more
 
     def ours(self) -> str:
-        """Mean ± deviation (number) with the paper's digits, as 0.659 ± 0.028 (5), or the word missing."""
+        """Mean ± deviation (number) with the paper's digits, as 0.659 ± 0.028 (5), † if censored; or missing."""
         mean, sd = statistics.mean_sd(self.values)
         if mean is None:
             return "missing"
         text = self._digits(mean) + ("" if sd is None else f" ± {self._digits(sd)}")
-        return f"{text} ({self.n or len(self.values)})".replace("-", "−")
+        return f"{text}{'†' * self.censored} ({self.n or len(self.values)})".replace("-", "−")
 
     def _digits(self, value: float) -> str:
         if self.printed is None:
@@ -83,15 +84,23 @@ class Group(NamedTuple):
 LEGEND = (
     "Ours: mean ± sample deviation over seeds (their number). Paper: as printed, 5 runs. "
     "z = (ours − paper) / √(s²(1/n + 1/5) + h²/3), with s the deviation pooled over both, or the only one there is, "
-    "and h half a unit of the paper's last digit; |z| ≤ 2 is agreement as far as the seeds can tell. "
+    "where a printed 0 counts as half a unit of its last digit, and h half a unit of the last digit of the paper's "
+    "mean; |z| ≤ 2 is agreement as far as the seeds can tell. "
+    "† : in one seed or more the largest ε leaves the error at 51 % or less, so that ε50% lies higher than shown. "
     "– : not defined, or nothing to compare with. The test images' own sampling is not part of z."
 )
 
 
-def cell(values: Iterable[float | None], printed: paper.Number | None) -> Cell:
+def cell(values: Iterable[float | None], printed: paper.Number | None, censored: bool = False) -> Cell:
     """A cell of the values that were measured."""
     present = tuple(value for value in values if value is not None)
-    return Cell(present, printed, statistics.z_score(present, printed))
+    return Cell(present, printed, statistics.z_score(present, printed), censored=censored)
+
+
+def _censored(members: Iterable[Classifier], attack: str) -> bool:
+    """Whether an ε50% of theirs is; False for what is no attack."""
+    curves = [m.curves.get(attack) or {} for m in members if m.values.get(attack) is not None]
+    return any(curve.get("censored") for curve in curves)
 
 
 def _one_a_seed(members: Iterable[Classifier]) -> tuple[Classifier, ...]:
@@ -138,7 +147,8 @@ def _of_classifiers(found: Sequence[Classifier], keys: Iterable[tuple[str, str]]
         numbers = printed.get((dataset, method), {})
         label = f"{NAMES.get(dataset, dataset)} · {METHODS[method]}"
         for group in grouped(mine) or [Group((), "")]:
-            cells = tuple(cell([m.values[c] for m in group.members], numbers.get(c)) for c in columns)
+            of = group.members
+            cells = tuple(cell([m.values[c] for m in of], numbers.get(c), _censored(of, c)) for c in columns)
             rows.append(Row((dataset, method), label, _note(group) if group.members else "", cells))
     return tuple(rows)
 
@@ -289,7 +299,8 @@ def ratios(found: Sequence[Classifier]) -> Table:
         for group in grouped(mine) or [Group((), "")]:
             pairs = [(m.values["pgd_l2"], m.values["alpha_delta_x"]) for m in group.members]
             values = [half / alpha for half, alpha in pairs if half is not None and alpha]
-            rows.append(Row((method,), METHODS[method], group.apart, (cell(values, paper.number(printed)),)))
+            ratio = cell(values, paper.number(printed), _censored(group.members, "pgd_l2"))
+            rows.append(Row((method,), METHODS[method], group.apart, (ratio,)))
     return Table(
         "theorem2", "Theorem 2 on Spheres · ε50% L2 / ᾱ_Δx", ("method",), ("ratio",), ("theory: 0.15",), tuple(rows),
         "Paper: the ratio of its Table 2's means. As in Table 2 otherwise, z resting on our deviation.",

@@ -209,6 +209,23 @@ def test_an_evaluation_adds_what_its_run_lacks(tmp_path):
     assert one.evaluations[0].path == tmp_path / "more"
 
 
+def test_evaluations_of_unlike_settings_are_not_averaged(tmp_path):
+    for seed, queries in enumerate((50, 5000, 5000, None)):
+        run = classifier(tmp_path / f"run{seed}", seed=seed, alpha_x=0.1 * seed)
+        if queries is not None:
+            there = {"task": "evaluate", "classifier": str(run), "evaluate": {"square_queries": queries}}
+            half = {"square_linf": queries / 1e6}
+            classifier(tmp_path / f"more{seed}", seed=seed, epsilon_half=half, config=there, evaluated=str(run))
+    _, found = found_in(tmp_path)
+    rows = [row for row in tables.table_2(found).rows if row.key == ("spheres", "baseline")]
+    column = paper.COLUMNS.index("square_linf")
+    measured = {row.cells[column].values: row for row in rows}
+    assert set(measured) == {(0.005, 0.005), (0.00005,)}
+    assert len(measured[0.005, 0.005].cells[paper.COLUMNS.index("alpha_x")].values) == 3  # the bare seed joins
+    assert "50 queries of 5,000" in measured[0.00005,].note
+    assert "queries" not in measured[0.005, 0.005].note
+
+
 def test_generators_fill_table_1_and_section_3_2(tmp_path):
     for seed, similarity in enumerate((0.85, 0.89)):
         norms = {"x": {"0": 1.0, "1": 1.3}, "delta": {"0": 0.3, "1": 0.32}}

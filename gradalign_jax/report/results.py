@@ -74,6 +74,7 @@ class Classifier(NamedTuple):
     values: Mapping[str, float | None]  # by the names of paper.COLUMNS and paper.S2_COLUMNS; accuracy in per cent
     curves: Mapping[str, Mapping[str, Any]]
     evaluations: tuple[Run, ...]
+    sources: tuple[Run, ...] = ()  # those evaluations that some of the values are from
 
     @property
     def method(self) -> str:
@@ -131,7 +132,7 @@ def _alone(evaluation: Run) -> Classifier:
     """An evaluation as the only thing known of its classifier, whose own config it holds."""
     trained = evaluation.result.get("evaluated_config") or evaluation.result.get("config")
     run = Run(evaluation.path, {**evaluation.result, "config": trained})
-    return Classifier(run, _values(run.result), run.result.get("curves") or {}, (evaluation,))
+    return Classifier(run, _values(run.result), run.result.get("curves") or {}, (evaluation,), (evaluation,))
 
 
 def classifiers(runs: Iterable[Run]) -> list[Classifier]:
@@ -144,12 +145,14 @@ def classifiers(runs: Iterable[Run]) -> list[Classifier]:
     for run in trained:
         own = tuple(e for e in evaluations if _measures(e, run))
         evaluations = [e for e in evaluations if e not in own]
-        values, curves = _values(run.result), dict(run.result.get("curves") or {})
+        values, curves, sources = _values(run.result), dict(run.result.get("curves") or {}), []
         for evaluation in own:
             more = _values(evaluation.result)
+            if any(value is None and more.get(name) is not None for name, value in values.items()):
+                sources.append(evaluation)
             values = {name: more.get(name) if value is None else value for name, value in values.items()}
             curves = dict(evaluation.result.get("curves") or {}) | curves
-        found.append(Classifier(run, values, curves, own))
+        found.append(Classifier(run, values, curves, own, tuple(sources)))
     return found + [_alone(evaluation) for evaluation in evaluations]
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gradalign_jax import paper
 from gradalign_jax.report import results, statistics
@@ -111,18 +111,37 @@ def _one_a_seed(members: Iterable[Classifier]) -> tuple[Classifier, ...]:
     return tuple(by_seed[seed] for seed in sorted(by_seed))
 
 
+def _settings(run: Run) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(results.settings_of(run).items()))
+
+
+def _longest_first(training: tuple[tuple, Mapping[tuple, list[Classifier]]]) -> tuple[int, tuple]:
+    settings, by_measuring = training
+    return -(results.steps(next(iter(by_measuring.values()))[0].run) or 0), settings
+
+
 def grouped(found: Iterable[Classifier]) -> list[Group]:
-    """Classifiers of one row in groups of equal settings, the longest training first; nothing unlike is averaged."""
-    by_settings = defaultdict(list)
+    """Classifiers of one row in groups of equal settings, the longest training first; nothing unlike is averaged.
+
+    What evaluations added counts as well; a classifier without any joins the largest group of its training.
+    """
+    by_training = defaultdict(lambda: defaultdict(list))
     for classifier in found:
-        by_settings[tuple(sorted(results.settings_of(classifier.run).items()))].append(classifier)
-    ordered = sorted(by_settings.items(), key=lambda item: (-(results.steps(item[1][0].run) or 0), item[0]))
-    flat = [dict(settings) for settings, _ in ordered]
+        measured = tuple(sorted(map(_settings, classifier.sources)))
+        by_training[_settings(classifier.run)][measured].append(classifier)
+    ordered, flat = [], []
+    for trained, by_measuring in sorted(by_training.items(), key=_longest_first):
+        bare = by_measuring.pop((), [])
+        parts = sorted(by_measuring.values(), key=len, reverse=True) or [[]]
+        for part in [parts[0] + bare, *parts[1:]]:
+            measured = {f"{key}, measured": value for run in part[0].sources for key, value in _settings(run)}
+            ordered.append(part)
+            flat.append(dict(trained) | measured)
     shared = set.intersection(*map(set, flat)) if flat else set()  # keys that only some versions know tell nothing
     differing = [key for key in sorted(shared) if len({f[key] for f in flat}) > 1]
     groups = []
-    for (_, members), settings in zip(ordered, flat, strict=True):
-        names = [f"{key}={settings[key]}" for key in differing if key not in results.TOLD]
+    for members, settings in zip(ordered, flat, strict=True):
+        names = [f"{key}={settings[key]}" for key in differing if key.partition(",")[0] not in results.TOLD]
         groups.append(Group(_one_a_seed(members), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
     return groups
 
@@ -136,7 +155,8 @@ def longest(found: Iterable[Classifier], dataset: str, method: str) -> tuple[Cla
 def _note(group: Group) -> str:
     first = group.members[0]
     told = [group.apart, *results.departures(first.run)]
-    told += [words for e in first.evaluations[:1] for words in results.departures(e)]
+    measured = next((m.sources for m in group.members if m.sources), first.evaluations[:1])
+    told += [words for evaluation in measured for words in results.departures(evaluation)]
     return "; ".join(dict.fromkeys(filter(None, told)))
 
 

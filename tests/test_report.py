@@ -1,6 +1,7 @@
 """The report from made-up result files, and the plan of the paper's runs."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 
 from gradalign_jax import paper, settings
 from gradalign_jax.report import __main__ as report
-from gradalign_jax.report import formats, results, statistics, tables
+from gradalign_jax.report import formats, results, statistics, tables, theirs
 from launch import paper as launcher
 from launch import paper_plan
 
@@ -224,6 +225,47 @@ def test_evaluations_of_unlike_settings_are_not_averaged(tmp_path):
     assert len(measured[0.005, 0.005].cells[paper.COLUMNS.index("alpha_x")].values) == 3  # the bare seed joins
     assert "50 queries of 5,000" in measured[0.00005,].note
     assert "queries" not in measured[0.005, 0.005].note
+
+
+DATASETS = (*paper.DATASETS, "squares32")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_values_of_the_paper_are_those_of_its_configs(dataset):
+    module = importlib.import_module(f"configs.{dataset}")
+    for task in (*paper.METHODS, "evaluate", "vrgan", "gan", "project"):
+        try:
+            config = module.get_config(task)
+        except ValueError:
+            continue  # the data set has no such task
+        flat = dict(results.flatten(config.to_dict()))
+        wanted = theirs.values(dataset, config.task)
+        assert config.task == "evaluate" or wanted.keys() <= flat.keys()  # an evaluation has no keys of training
+        for key in wanted.keys() & flat.keys():
+            assert flat[key] == pytest.approx(wanted[key]), (task, key)
+        run = results.Run(ROOT, json.loads(json.dumps({"dataset": dataset, "config": config.to_dict()})))
+        assert not [words for words in results.departures(run) if "." in words.split()[0]]
+
+
+def test_other_values_than_the_papers_are_told(tmp_path):
+    changed = {
+        **{"train": {"batch_size": 16}, "optimizer": {"b1": 0.5}, "align": {"weight": 1.0}},
+        **{"attack": {"step_size": 0.01, "loss": "cross_entropy"}},
+        **{"validate": {"every_epochs": 5, "images": 100, "epsilons": [0.002, 0.02]}},
+        "evaluate": {"linf_epsilons": [0.001, 0.3], "l2_epsilons": [0.5]},
+    }
+    classifier(tmp_path / "a", method="align", config=changed)
+    classifier(tmp_path / "b", method="baseline", config=changed)
+    _, (align, baseline) = found_in(tmp_path)
+    told = results.departures(align.run)
+    for words in (
+        *("train.batch_size 16, not 50", "optimizer.b1 0.5, not 0.0", "align.weight 1.0, not 0.1"),
+        *("attack.step_size 0.01, not 0.002", "attack.loss cross_entropy, not margin"),
+        *("validate.every_epochs 5, not 1", "validate.images 100, not all", "validate.epsilons: 2 of 6 values"),
+        *("evaluate.linf_epsilons: other values", "evaluate.l2_epsilons: other values"),
+    ):
+        assert words in told
+    assert [words for words in told if words not in results.departures(baseline.run)] == ["align.weight 1.0, not 0.1"]
 
 
 def test_generators_fill_table_1_and_section_3_2(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradalign_jax import paper
+from gradalign_jax.report import theirs
 
 # Keys that tell neither what was trained nor what was measured: runs that differ in these alone are one row.
 _APART = {
@@ -19,7 +20,7 @@ _SOURCES = (
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
     "gan.classifier",
 )
-# Keys that `departures` puts into words.
+# Keys that `departures` always puts into words of its own.
 TOLD = {
     *("train.epochs", "train.steps_per_epoch", "data.limit", "model.pretrained", "validate.epsilons"),
     *("attack.steps", "attack.training_dtype", "attack.clip"),
@@ -187,9 +188,9 @@ def steps(run: Run) -> int | None:
 def departures(run: Run) -> list[str]:
     """In what a run differs from the paper's, as far as its config tells; each a few words."""
     found = []
-    theirs = (paper.GAN_ITERATIONS if run.task == "gan" else paper.STEPS).get(run.dataset)
-    if theirs and (ours := steps(run)) and ours != theirs:
-        found.append(f"{ours:,} steps of {theirs:,}")
+    length = (paper.GAN_ITERATIONS if run.task == "gan" else paper.STEPS).get(run.dataset)
+    if length and (ours := steps(run)) and ours != length:
+        found.append(f"{ours:,} steps of {length:,}")
     if (projected := run.setting("project.steps")) and list(projected) != [600, 150]:
         found.append(f"{sum(projected):,} steps of 750")
     if run.setting("data.limit"):
@@ -209,4 +210,23 @@ def departures(run: Run) -> list[str]:
         found.append(f"{images:,} images under Square Attack")
     if run.setting("attack.clip", "range") != "range":
         found.append("attacks clamp to the data's range")
+    return found + _other_values(run)
+
+
+def _other_values(run: Run) -> list[str]:
+    """The keys of `theirs` that a run changed, with both values."""
+    found = []
+    task = "classifier" if run.setting("method") else run.task  # an evaluation can show the config that trained
+    for key, printed in theirs.values(run.dataset, task).items():
+        ours = run.setting(key, printed)
+        ours = tuple(ours) if isinstance(ours, list) else ours
+        idle = key == "align.weight" and run.result.get("method") != "align"
+        if ours == printed or idle:
+            continue
+        if isinstance(printed, tuple) and isinstance(ours, tuple):
+            fewer = set(ours) < set(printed)
+            found.append(f"{key}: {len(ours)} of {len(printed)} values" if fewer else f"{key}: other values")
+        else:
+            pair = ["all" if key.endswith(".images") and value == 0 else value for value in (ours, printed)]
+            found.append(f"{key} {pair[0]}, not {pair[1]}")
     return found

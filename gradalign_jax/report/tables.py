@@ -141,7 +141,10 @@ def grouped(found: Iterable[Classifier]) -> list[Group]:
     differing = [key for key in sorted(shared) if len({f[key] for f in flat}) > 1]
     groups = []
     for members, settings in zip(ordered, flat, strict=True):
-        names = [f"{key}={settings[key]}" for key in differing if key.partition(",")[0] not in results.TOLD]
+        sources = next((m.sources for m in members if m.sources), ())
+        told = {words.split()[0] for run in (members[0].run, *sources) for words in results.departures(run)}
+        known = [(key, key.partition(",")[0]) for key in differing]
+        names = [f"{key}={settings[key]}" for key, bare in known if bare not in results.TOLD | told]
         groups.append(Group(_one_a_seed(members), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
     return groups
 

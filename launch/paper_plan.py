@@ -2,8 +2,8 @@
 
 Table 3 trains with PGD at 6 or 7 values of ε that the paper does not list. Here they are 7, in steps of √2 around the
 ε of Table S1, ε/4 ... 2ε, with two digits. On Spheres, where ‖x‖₁ is about √(2·500/π) = 17.8 times ‖x‖₂,
-half the distance between the classes takes an ε of .0081 (outwards) to .0087 (inwards): 2ε is more than any classifier
-can withstand, and √2 ε all but as much, so there the list is ε/8 ... ε.
+half the distance between the classes takes an ε of .0081 (outwards) to .0087 (inwards). 2ε = .01 moves a typical x past
+it, and √2 ε = .0071 is close to the largest ε50% of the paper (.0076), so there the list is ε/8 ... ε.
 """
 
 import importlib

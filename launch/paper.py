@@ -8,6 +8,7 @@ to every command: `python launch/paper.py --only=cifar10 --run -- --config.devic
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -192,8 +193,9 @@ def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Pat
     A stage starts when all of the one before have ended, also badly: a run whose generator is missing says so and ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("stage*"):
-        old.unlink()
+    for old in folder.iterdir():  # more stages than there are now
+        if re.fullmatch(r"stage\d+\.(sh|txt)", old.name):
+            old.unlink()
     submit = ["#!/usr/bin/env bash", "# Submits every stage after the one before it.", "set -euo pipefail", "after="]
     left = [[job for job in stage if not finished(root, job)] for stage in paper_plan.stages(list(jobs))]
     for i, stage in enumerate([stage for stage in left if stage], 1):

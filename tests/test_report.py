@@ -1,6 +1,7 @@
 """The report from made-up result files, and the plan of the paper's runs."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 
 from gradalign_jax import paper, settings
 from gradalign_jax.report import __main__ as report
-from gradalign_jax.report import formats, results, statistics, tables
+from gradalign_jax.report import formats, results, statistics, tables, theirs
 from launch import paper as launcher
 from launch import paper_plan
 
@@ -94,8 +95,11 @@ def test_z_of_one_run_is_the_papers_deviation_and_without_one_ours():
     assert statistics.z_score([], paper.number(".659±.028")) is None
 
 
-def test_a_deviation_printed_as_zero_leaves_the_rounding():
-    assert statistics.z_score([99.9], paper.number("100.±0.0")) == pytest.approx(-0.1 / (0.05 / math.sqrt(3)))
+def test_a_deviation_printed_as_zero_is_half_a_unit_of_its_digit():
+    z = statistics.z_score([99.3], paper.number("99.4±0.0"))
+    assert z == pytest.approx(-0.1 / math.sqrt(0.05**2 * (1 + 1 / 5) + 0.05**2 / 3))
+    finer = statistics.z_score([0.010], paper.number(".008±.000"))
+    assert finer == pytest.approx(0.002 / math.sqrt(0.0005**2 * (1 + 1 / 5) + 0.0005**2 / 3))
 
 
 def test_pearson_is_numpys():
@@ -126,6 +130,21 @@ def test_a_cell_has_mean_deviation_number_paper_and_z(tmp_path):
     assert cell.distance() == f"{expected:+.1f}"
     assert cell_of(tables.table_2(found), "accuracy", "spheres", "baseline").ours() == "100.0 ± 0.0 (2)"
     assert cell_of(tables.table_2(found), "square_linf", "spheres", "baseline").ours() == "missing"
+
+
+def test_a_censored_epsilon_half_is_marked(tmp_path):
+    for seed in range(2):
+        curve = {"epsilons": GRID, "errors": [0.0, 0.2, 0.4], "threshold": 0.39, "censored": seed == 1}
+        classifier(tmp_path / f"{seed}", seed=seed, curves={"pgd_l2": curve})
+    _, found = found_in(tmp_path)
+    table = tables.table_2(found)
+    assert cell_of(table, "pgd_l2", "spheres", "baseline").ours() == "0.100 ± 0.000† (2)"
+    assert cell_of(table, "pgd_linf", "spheres", "baseline").ours() == "0.0060 ± 0.0000 (2)"
+    assert cell_of(tables.ratios(found), "ratio", "baseline").ours().endswith("† (2)")
+    assert "†" in table.legend
+    assert r"$^\dagger$" in formats.latex(table)
+    marked = [line for line in csv.DictReader(io.StringIO(formats.as_csv(table))) if line["censored"] == "1"]
+    assert [line["quantity"] for line in marked] == ["pgd_l2"]
 
 
 def test_missing_is_shown_as_missing_and_an_absent_field_is_missing(tmp_path):
@@ -191,6 +210,64 @@ def test_an_evaluation_adds_what_its_run_lacks(tmp_path):
     assert one.evaluations[0].path == tmp_path / "more"
 
 
+def test_evaluations_of_unlike_settings_are_not_averaged(tmp_path):
+    for seed, queries in enumerate((50, 5000, 5000, None)):
+        run = classifier(tmp_path / f"run{seed}", seed=seed, alpha_x=0.1 * seed)
+        if queries is not None:
+            there = {"task": "evaluate", "classifier": str(run), "evaluate": {"square_queries": queries}}
+            half = {"square_linf": queries / 1e6}
+            classifier(tmp_path / f"more{seed}", seed=seed, epsilon_half=half, config=there, evaluated=str(run))
+    _, found = found_in(tmp_path)
+    rows = [row for row in tables.table_2(found).rows if row.key == ("spheres", "baseline")]
+    column = paper.COLUMNS.index("square_linf")
+    measured = {row.cells[column].values: row for row in rows}
+    assert set(measured) == {(0.005, 0.005), (0.00005,)}
+    assert len(measured[0.005, 0.005].cells[paper.COLUMNS.index("alpha_x")].values) == 3  # the bare seed joins
+    assert "50 queries of 5,000" in measured[0.00005,].note
+    assert "queries" not in measured[0.005, 0.005].note
+
+
+DATASETS = (*paper.DATASETS, "squares32")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_values_of_the_paper_are_those_of_its_configs(dataset):
+    module = importlib.import_module(f"configs.{dataset}")
+    for task in (*paper.METHODS, "evaluate", "vrgan", "gan", "project"):
+        try:
+            config = module.get_config(task)
+        except ValueError:
+            continue  # the data set has no such task
+        flat = dict(results.flatten(config.to_dict()))
+        wanted = theirs.values(dataset, config.task)
+        assert config.task == "evaluate" or wanted.keys() <= flat.keys()  # an evaluation has no keys of training
+        for key in wanted.keys() & flat.keys():
+            assert flat[key] == pytest.approx(wanted[key]), (task, key)
+        run = results.Run(ROOT, json.loads(json.dumps({"dataset": dataset, "config": config.to_dict()})))
+        assert not [words for words in results.departures(run) if "." in words.split()[0]]
+
+
+def test_other_values_than_the_papers_are_told(tmp_path):
+    changed = {
+        **{"train": {"batch_size": 16}, "optimizer": {"b1": 0.5}, "align": {"weight": 1.0}},
+        **{"attack": {"step_size": 0.01, "loss": "cross_entropy"}},
+        **{"validate": {"every_epochs": 5, "images": 100, "epsilons": [0.002, 0.02]}},
+        "evaluate": {"linf_epsilons": [0.001, 0.3], "l2_epsilons": [0.5]},
+    }
+    classifier(tmp_path / "a", method="align", config=changed)
+    classifier(tmp_path / "b", method="baseline", config=changed)
+    _, (align, baseline) = found_in(tmp_path)
+    told = results.departures(align.run)
+    for words in (
+        *("train.batch_size 16, not 50", "optimizer.b1 0.5, not 0.0", "align.weight 1.0, not 0.1"),
+        *("attack.step_size 0.01, not 0.002", "attack.loss cross_entropy, not margin"),
+        *("validate.every_epochs 5, not 1", "validate.images 100, not all", "validate.epsilons: 2 of 6 values"),
+        *("evaluate.linf_epsilons: other values", "evaluate.l2_epsilons: other values"),
+    ):
+        assert words in told
+    assert [words for words in told if words not in results.departures(baseline.run)] == ["align.weight 1.0, not 0.1"]
+
+
 def test_generators_fill_table_1_and_section_3_2(tmp_path):
     for seed, similarity in enumerate((0.85, 0.89)):
         norms = {"x": {"0": 1.0, "1": 1.3}, "delta": {"0": 0.3, "1": 0.32}}
@@ -219,6 +296,15 @@ def test_an_evaluation_of_a_run_that_is_not_there_stands_alone(tmp_path):
     classifier(tmp_path, method="pgd", config=there, evaluated="gone", evaluated_config=trained)
     _, (one,) = found_in(tmp_path)
     assert (one.epsilon, one.as_in_table_2, results.departures(one.run)) == (0.0013, False, [])
+
+
+def test_evaluations_that_stand_alone_are_averaged_over_seeds(tmp_path):
+    for seed, alpha in enumerate((0.6, 0.7)):
+        own = {"seed": seed, "train": {"epochs": 80, "steps_per_epoch": 10_000}, "digest": f"of weights {seed}"}
+        there = {"config": {"task": "evaluate"}, "evaluated": f"gone{seed}", "evaluated_config": own}
+        classifier(tmp_path / str(seed), seed=seed, alpha_x=alpha, **there)
+    _, found = found_in(tmp_path)
+    assert cell_of(tables.table_2(found), "alpha_x", "spheres", "baseline").values == (0.6, 0.7)
 
 
 # ---- files
@@ -340,7 +426,9 @@ def test_a_figure_without_runs_says_what_it_takes(tmp_path):
     section = page[page.index('<section id="figure7"') :].partition("</section>")[0]
     assert "missing: it takes an evaluation" in section
     assert not (tmp_path / "out" / "figure7.png").exists()
-    assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0  # its own output is no input
+    assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0  # again, over its own output
+    assert report.main([str(tmp_path / "a"), f"--output={tmp_path / 'a'}"]) == 0
+    assert report.main([str(tmp_path / "a"), f"--output={tmp_path}"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -415,8 +503,9 @@ def test_a_filter_keeps_what_is_needed_and_nothing_else():
         paper_plan.plan(paper_plan.FULL, ["mnst"])
     with pytest.raises(ValueError, match="--table=9"):
         paper_plan.plan(paper_plan.FULL, table="9")
-    with pytest.raises(ValueError, match="--generators=1"):
-        paper_plan.plan(paper_plan.FULL, generators=1)
+    for number in (1, -1):
+        with pytest.raises(ValueError, match=f"--generators={number}"):
+            paper_plan.plan(paper_plan.FULL, generators=number)
 
 
 @pytest.mark.parametrize("scale", paper_plan.SCALES.values(), ids=list(paper_plan.SCALES))
@@ -500,7 +589,13 @@ def test_slurm_arrays_hold_every_unfinished_command_once_and_chain(tmp_path):
     jobs, _ = launcher.available(paper_plan.plan(paper_plan.FULL, ["mnist35"]), paper_plan.FULL)
     write(tmp_path / jobs[0].name, {"dataset": "mnist35"})
     commands = {job.name: ["python", *paper_plan.command(job, paper_plan.FULL, str(tmp_path))] for job in jobs}
+    (tmp_path / "slurm").mkdir()
+    for name in ("stage9.sh", "stage9.txt", "stage1.md", "stages.txt"):
+        (tmp_path / "slurm" / name).write_text("of an earlier call, or one's own")
     launcher.write_slurm(jobs, commands, tmp_path, tmp_path / "slurm", "--time=1:00:00")
+    for name, own in {"stage9.sh": False, "stage9.txt": False, "stage1.md": True, "stages.txt": True}.items():
+        assert (tmp_path / "slurm" / name).exists() == own
+    (tmp_path / "slurm" / "stages.txt").unlink()
     arrays = sorted((tmp_path / "slurm").glob("stage*.txt"))
     lines = [line for file in arrays for line in file.read_text().splitlines()]
     assert len(lines) == len(set(lines)) == len(jobs) - 1

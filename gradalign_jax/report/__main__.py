@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     for folder in arguments.folder:
         if not folder.is_dir():
             return _fail(f"no such directory: {folder}")
-    runs, damaged = results.collect(arguments.folder, but=arguments.output)
+    runs, damaged = results.collect(arguments.folder)
     if not runs:
         names = ", ".join(map(str, arguments.folder))
         broken = f" but {len(damaged)} damaged: {damaged[0].path} ({damaged[0].reason})" if damaged else ""

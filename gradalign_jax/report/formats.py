@@ -11,7 +11,7 @@ _TEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$"},
     **{"±": r"$\pm$", "√": r"$\surd$", "²": "$^2$", "‖": r"$\|$", "₂": "$_2$", "′": r"$'$", "·": r"$\cdot$"},
     **{"∞": r"$_\infty$", "ε": r"$\varepsilon$", "η": r"$\eta$", "λ": r"$\lambda$", "Ψ": r"$\Psi$", "…": r"\dots{}"},
-    **{"≤": r"$\le$", "×": r"$\times$"},
+    **{"≤": r"$\le$", "×": r"$\times$", "†": r"$^\dagger$"},
 }
 _TEX_WORDS = {
     "ᾱ_Δx": r"$\overline{\alpha}_{\Delta x}$",
@@ -46,13 +46,13 @@ def as_csv(table: Table) -> str:
     """One line a cell, numbers in full; empty where nothing is known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*table.keys, "note", "quantity", "ours", "ours_sd", "n", "paper", "paper_sd", "z"])
+    writer.writerow([*table.keys, "note", "quantity", "ours", "ours_sd", "n", "censored", "paper", "paper_sd", "z"])
     for row in table.rows:
         for name, cell in zip(table.columns, row.cells, strict=True):
             mean, sd = statistics.mean_sd(cell.values)
             count = (cell.n or len(cell.values)) if cell.values else 0
             printed = (cell.printed.value, cell.printed.sd) if cell.printed else (None, None)
-            numbers = ["" if v is None else v for v in (mean, sd, count, *printed, cell.z)]
+            numbers = ["" if v is None else v for v in (mean, sd, count, int(cell.censored), *printed, cell.z)]
             writer.writerow([*row.key, row.note, name, *numbers])
     return text.getvalue()
 

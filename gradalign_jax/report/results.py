@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradalign_jax import paper
+from gradalign_jax.report import theirs
 
 # Keys that tell neither what was trained nor what was measured: runs that differ in these alone are one row.
 _APART = {
     *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.log_every", "classifier"),
+    "digest",  # of the weights that an evaluation read
     *("train.checkpoint_minutes", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images"),
 }
 # Keys that name other runs' directories: only whether they do counts.
@@ -18,7 +20,7 @@ _SOURCES = (
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
     "gan.classifier",
 )
-# Keys that `departures` puts into words.
+# Keys that `departures` always puts into words of its own.
 TOLD = {
     *("train.epochs", "train.steps_per_epoch", "data.limit", "model.pretrained", "validate.epsilons"),
     *("attack.steps", "attack.training_dtype", "attack.clip"),
@@ -73,6 +75,7 @@ class Classifier(NamedTuple):
     values: Mapping[str, float | None]  # by the names of paper.COLUMNS and paper.S2_COLUMNS; accuracy in per cent
     curves: Mapping[str, Mapping[str, Any]]
     evaluations: tuple[Run, ...]
+    sources: tuple[Run, ...] = ()  # those evaluations that some of the values are from
 
     @property
     def method(self) -> str:
@@ -91,13 +94,11 @@ class Classifier(NamedTuple):
         return self.epsilon is None or wanted is None or abs(self.epsilon - wanted) < 1e-9
 
 
-def collect(folders: Iterable[Path], but: Path | None = None) -> tuple[list[Run], list[Damaged]]:
+def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
     """All runs with a result.json below the folders, in order of their paths, and the damaged files."""
     files = {file.resolve() for folder in folders for file in Path(folder).rglob("result.json")}
     runs, damaged = [], []
     for file in sorted(files):
-        if but is not None and but.resolve() in file.parents:
-            continue
         try:
             result = json.loads(file.read_text())
             if not isinstance(result, dict) or not isinstance(result.get("dataset"), str):
@@ -132,7 +133,7 @@ def _alone(evaluation: Run) -> Classifier:
     """An evaluation as the only thing known of its classifier, whose own config it holds."""
     trained = evaluation.result.get("evaluated_config") or evaluation.result.get("config")
     run = Run(evaluation.path, {**evaluation.result, "config": trained})
-    return Classifier(run, _values(run.result), run.result.get("curves") or {}, (evaluation,))
+    return Classifier(run, _values(run.result), run.result.get("curves") or {}, (evaluation,), (evaluation,))
 
 
 def classifiers(runs: Iterable[Run]) -> list[Classifier]:
@@ -145,12 +146,14 @@ def classifiers(runs: Iterable[Run]) -> list[Classifier]:
     for run in trained:
         own = tuple(e for e in evaluations if _measures(e, run))
         evaluations = [e for e in evaluations if e not in own]
-        values, curves = _values(run.result), dict(run.result.get("curves") or {})
+        values, curves, sources = _values(run.result), dict(run.result.get("curves") or {}), []
         for evaluation in own:
             more = _values(evaluation.result)
+            if any(value is None and more.get(name) is not None for name, value in values.items()):
+                sources.append(evaluation)
             values = {name: more.get(name) if value is None else value for name, value in values.items()}
             curves = dict(evaluation.result.get("curves") or {}) | curves
-        found.append(Classifier(run, values, curves, own))
+        found.append(Classifier(run, values, curves, own, tuple(sources)))
     return found + [_alone(evaluation) for evaluation in evaluations]
 
 
@@ -185,9 +188,9 @@ def steps(run: Run) -> int | None:
 def departures(run: Run) -> list[str]:
     """In what a run differs from the paper's, as far as its config tells; each a few words."""
     found = []
-    theirs = (paper.GAN_ITERATIONS if run.task == "gan" else paper.STEPS).get(run.dataset)
-    if theirs and (ours := steps(run)) and ours != theirs:
-        found.append(f"{ours:,} steps of {theirs:,}")
+    length = (paper.GAN_ITERATIONS if run.task == "gan" else paper.STEPS).get(run.dataset)
+    if length and (ours := steps(run)) and ours != length:
+        found.append(f"{ours:,} steps of {length:,}")
     if (projected := run.setting("project.steps")) and list(projected) != [600, 150]:
         found.append(f"{sum(projected):,} steps of 750")
     if run.setting("data.limit"):
@@ -207,4 +210,23 @@ def departures(run: Run) -> list[str]:
         found.append(f"{images:,} images under Square Attack")
     if run.setting("attack.clip", "range") != "range":
         found.append("attacks clamp to the data's range")
+    return found + _other_values(run)
+
+
+def _other_values(run: Run) -> list[str]:
+    """The keys of `theirs` that a run changed, with both values."""
+    found = []
+    task = "classifier" if run.setting("method") else run.task  # an evaluation can show the config that trained
+    for key, printed in theirs.values(run.dataset, task).items():
+        ours = run.setting(key, printed)
+        ours = tuple(ours) if isinstance(ours, list) else ours
+        idle = key == "align.weight" and run.result.get("method") != "align"
+        if ours == printed or idle:
+            continue
+        if isinstance(printed, tuple) and isinstance(ours, tuple):
+            fewer = set(ours) < set(printed)
+            found.append(f"{key}: {len(ours)} of {len(printed)} values" if fewer else f"{key}: other values")
+        else:
+            pair = ["all" if key.endswith(".images") and value == 0 else value for value in (ours, printed)]
+            found.append(f"{key} {pair[0]}, not {pair[1]}")
     return found

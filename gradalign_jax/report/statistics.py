@@ -24,12 +24,17 @@ def z_score(values: Sequence[float], printed: paper.Number | None) -> float | No
         z = (ours - paper) / sqrt(s² (1/n + 1/5) + h²/3),
 
     where h is half a unit of the last printed digit (a rounded number is uniform within it). A single run of ours is
-    thus judged by the paper's deviation alone, a paper's number without one by ours. None where neither is known.
+    thus judged by the paper's deviation alone, a paper's number without one by ours. A deviation that the paper rounds
+    to zero counts as half a unit of its last digit. None where neither is known.
     """
     ours, sd = mean_sd(values)
     if ours is None or printed is None or (sd is None and printed.sd is None):
         return None
-    parts = [(len(values) - 1, sd), (paper.RUNS - 1, printed.sd)]
+    theirs = printed.sd
+    if theirs is not None:
+        digits = printed.text.partition("±")[2].partition(".")[2]
+        theirs = max(theirs, 0.5 * 10.0 ** -len(digits))
+    parts = [(len(values) - 1, sd), (paper.RUNS - 1, theirs)]
     known = [(freedom, deviation) for freedom, deviation in parts if deviation is not None]
     variance = sum(f * s**2 for f, s in known) / sum(f for f, _ in known)
     scale = math.sqrt(variance * (1 / len(values) + 1 / paper.RUNS) + printed.rounding**2 / 3)

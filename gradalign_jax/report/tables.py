@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gradalign_jax import paper
 from gradalign_jax.report import results, statistics
@@ -27,14 +27,15 @@ class Cell(NamedTuple):
     printed: paper.Number | None = None
     z: float | None = None
     n: int | None = None  # where it is not the number of values
+    censored: bool = False  # an ε50% that lies beyond an attack's largest ε, in one seed or more
 
     def ours(self) -> str:
-        """Mean ± deviation (number) with the paper's digits, as 0.659 ± 0.028 (5), or the word missing."""
+        """Mean ± deviation (number) with the paper's digits, as 0.659 ± 0.028 (5), † if censored; or missing."""
         mean, sd = statistics.mean_sd(self.values)
         if mean is None:
             return "missing"
         text = self._digits(mean) + ("" if sd is None else f" ± {self._digits(sd)}")
-        return f"{text} ({self.n or len(self.values)})".replace("-", "−")
+        return f"{text}{'†' * self.censored} ({self.n or len(self.values)})".replace("-", "−")
 
     def _digits(self, value: float) -> str:
         if self.printed is None:
@@ -83,15 +84,23 @@ class Group(NamedTuple):
 LEGEND = (
     "Ours: mean ± sample deviation over seeds (their number). Paper: as printed, 5 runs. "
     "z = (ours − paper) / √(s²(1/n + 1/5) + h²/3), with s the deviation pooled over both, or the only one there is, "
-    "and h half a unit of the paper's last digit; |z| ≤ 2 is agreement as far as the seeds can tell. "
+    "where a printed 0 counts as half a unit of its last digit, and h half a unit of the last digit of the paper's "
+    "mean; |z| ≤ 2 is agreement as far as the seeds can tell. "
+    "† : in one seed or more the largest ε leaves the error at 51 % or less, so that ε50% lies higher than shown. "
     "– : not defined, or nothing to compare with. The test images' own sampling is not part of z."
 )
 
 
-def cell(values: Iterable[float | None], printed: paper.Number | None) -> Cell:
+def cell(values: Iterable[float | None], printed: paper.Number | None, censored: bool = False) -> Cell:
     """A cell of the values that were measured."""
     present = tuple(value for value in values if value is not None)
-    return Cell(present, printed, statistics.z_score(present, printed))
+    return Cell(present, printed, statistics.z_score(present, printed), censored=censored)
+
+
+def _censored(members: Iterable[Classifier], attack: str) -> bool:
+    """Whether an ε50% of theirs is; False for what is no attack."""
+    curves = [m.curves.get(attack) or {} for m in members if m.values.get(attack) is not None]
+    return any(curve.get("censored") for curve in curves)
 
 
 def _one_a_seed(members: Iterable[Classifier]) -> tuple[Classifier, ...]:
@@ -102,18 +111,40 @@ def _one_a_seed(members: Iterable[Classifier]) -> tuple[Classifier, ...]:
     return tuple(by_seed[seed] for seed in sorted(by_seed))
 
 
+def _settings(run: Run) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(results.settings_of(run).items()))
+
+
+def _longest_first(training: tuple[tuple, Mapping[tuple, list[Classifier]]]) -> tuple[int, tuple]:
+    settings, by_measuring = training
+    return -(results.steps(next(iter(by_measuring.values()))[0].run) or 0), settings
+
+
 def grouped(found: Iterable[Classifier]) -> list[Group]:
-    """Classifiers of one row in groups of equal settings, the longest training first; nothing unlike is averaged."""
-    by_settings = defaultdict(list)
+    """Classifiers of one row in groups of equal settings, the longest training first; nothing unlike is averaged.
+
+    What evaluations added counts as well; a classifier without any joins the largest group of its training.
+    """
+    by_training = defaultdict(lambda: defaultdict(list))
     for classifier in found:
-        by_settings[tuple(sorted(results.settings_of(classifier.run).items()))].append(classifier)
-    ordered = sorted(by_settings.items(), key=lambda item: (-(results.steps(item[1][0].run) or 0), item[0]))
-    flat = [dict(settings) for settings, _ in ordered]
+        measured = tuple(sorted(map(_settings, classifier.sources)))
+        by_training[_settings(classifier.run)][measured].append(classifier)
+    ordered, flat = [], []
+    for trained, by_measuring in sorted(by_training.items(), key=_longest_first):
+        bare = by_measuring.pop((), [])
+        parts = sorted(by_measuring.values(), key=len, reverse=True) or [[]]
+        for part in [parts[0] + bare, *parts[1:]]:
+            measured = {f"{key}, measured": value for run in part[0].sources for key, value in _settings(run)}
+            ordered.append(part)
+            flat.append(dict(trained) | measured)
     shared = set.intersection(*map(set, flat)) if flat else set()  # keys that only some versions know tell nothing
     differing = [key for key in sorted(shared) if len({f[key] for f in flat}) > 1]
     groups = []
-    for (_, members), settings in zip(ordered, flat, strict=True):
-        names = [f"{key}={settings[key]}" for key in differing if key not in results.TOLD]
+    for members, settings in zip(ordered, flat, strict=True):
+        sources = next((m.sources for m in members if m.sources), ())
+        told = {words.split()[0] for run in (members[0].run, *sources) for words in results.departures(run)}
+        known = [(key, key.partition(",")[0]) for key in differing]
+        names = [f"{key}={settings[key]}" for key, bare in known if bare not in results.TOLD | told]
         groups.append(Group(_one_a_seed(members), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
     return groups
 
@@ -127,7 +158,8 @@ def longest(found: Iterable[Classifier], dataset: str, method: str) -> tuple[Cla
 def _note(group: Group) -> str:
     first = group.members[0]
     told = [group.apart, *results.departures(first.run)]
-    told += [words for e in first.evaluations[:1] for words in results.departures(e)]
+    measured = next((m.sources for m in group.members if m.sources), first.evaluations[:1])
+    told += [words for evaluation in measured for words in results.departures(evaluation)]
     return "; ".join(dict.fromkeys(filter(None, told)))
 
 
@@ -138,7 +170,8 @@ def _of_classifiers(found: Sequence[Classifier], keys: Iterable[tuple[str, str]]
         numbers = printed.get((dataset, method), {})
         label = f"{NAMES.get(dataset, dataset)} · {METHODS[method]}"
         for group in grouped(mine) or [Group((), "")]:
-            cells = tuple(cell([m.values[c] for m in group.members], numbers.get(c)) for c in columns)
+            of = group.members
+            cells = tuple(cell([m.values[c] for m in of], numbers.get(c), _censored(of, c)) for c in columns)
             rows.append(Row((dataset, method), label, _note(group) if group.members else "", cells))
     return tuple(rows)
 
@@ -289,7 +322,8 @@ def ratios(found: Sequence[Classifier]) -> Table:
         for group in grouped(mine) or [Group((), "")]:
             pairs = [(m.values["pgd_l2"], m.values["alpha_delta_x"]) for m in group.members]
             values = [half / alpha for half, alpha in pairs if half is not None and alpha]
-            rows.append(Row((method,), METHODS[method], group.apart, (cell(values, paper.number(printed)),)))
+            ratio = cell(values, paper.number(printed), _censored(group.members, "pgd_l2"))
+            rows.append(Row((method,), METHODS[method], group.apart, (ratio,)))
     return Table(
         "theorem2", "Theorem 2 on Spheres · ε50% L2 / ᾱ_Δx", ("method",), ("ratio",), ("theory: 0.15",), tuple(rows),
         "Paper: the ratio of its Table 2's means. As in Table 2 otherwise, z resting on our deviation.",

@@ -1,0 +1,61 @@
+"""The paper's values of config keys, for runs that took others; a test holds them against configs/."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_WIDE = (0.02, 0.04, 0.06, 0.1, 0.14, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+_MNIST = {"grid": (*_WIDE, 1.4), "dimensions": 28 * 28}
+_CROSS_ENTROPY = {"attack.loss": "cross_entropy", "align.weight": 0.3}
+# By data set: the test's L∞ grid, the number of inputs, and keys of classifier runs that are not _CLASSIFIER's.
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "spheres": {
+        **{"grid": (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02), "dimensions": 500},
+        **{"attack.step_size": 0.002, "train.batch_size": 50},
+        "validate.epsilons": (0.002, 0.004, 0.006, 0.008, 0.01, 0.02),
+    },
+    "squares": {"grid": (0.002, 0.006, *_WIDE), "dimensions": 224 * 224},
+    "squares32": {"grid": (0.002, 0.006, *_WIDE), "dimensions": 32 * 32},
+    "mnist35": _MNIST,
+    "copd": {"grid": (0.002, 0.006, *_WIDE[:-2]), "dimensions": 224 * 224, "align.weight": 10.0},
+    "mnist": {**_MNIST, **_CROSS_ENTROPY, "optimizer.b1": 0.5, "optimizer.b2": 0.999, "train.batch_size": 64},
+    "cifar10": {
+        **{"grid": (0.001, 0.003, 0.006, 0.01, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3, 0.6), "dimensions": 32 * 32 * 3},
+        **{**_CROSS_ENTROPY, "optimizer.name": "sgd", "optimizer.learning_rate": 1e-2, "train.batch_size": 128},
+        "validate.first_epoch": 33,
+    },
+}
+_ADAM = {"optimizer.learning_rate": 1e-4, "optimizer.b1": 0.0, "optimizer.b2": 0.9}
+_TRAINED = {**_ADAM, "train.batch_size": 12, "validate.every_epochs": 1, "validate.images": 0}
+_CLASSIFIER = {
+    **{**_TRAINED, "optimizer.name": "adam", "optimizer.momentum": 0.9, "validate.first_epoch": 0},
+    **{"matmul_precision": "highest", "align.weight": 0.1, "attack.step_size": 0.02, "attack.loss": "margin"},
+}
+_VRGAN = {**_TRAINED, "vrgan.real": 1.0, "vrgan.generated": 0.01, "vrgan.fool": 0.3, "vrgan.small": 0.5}
+_GAN = {
+    **{"optimizer.learning_rate": 2e-4, "optimizer.b1": 0.0, "optimizer.b2": 0.999, "train.batch_size": 50},
+    **{"gan.width": 256, "gan.latent_dim": 128, "gan.d_steps": 4, "gan.feature_matching": 1.0, "gan.hinge": 0.05},
+    "gan.dtype": "float32",
+}
+_PROJECT = {"project.ema": False, "project.images": 0, "project.precision": "float32"}
+_PENALTY = {"squares32": (0.03, 0.2), "mnist": (1.5, 0.2), "cifar10": (0.03, 0.1)}  # and learning rate
+
+
+def values(dataset: str, task: str) -> dict[str, Any]:
+    """The paper's, by dotted config keys, of a run of classifier | evaluate | vrgan | gan | project; {} if unknown."""
+    if dataset not in _OWN:
+        return {}
+    if task == "gan":
+        return dict(_GAN)
+    if task == "project" and dataset in _PENALTY:
+        penalty, rate = _PENALTY[dataset]
+        return {**_PROJECT, "project.penalty": penalty, "project.learning_rate": (rate, rate)}
+    if task == "vrgan":
+        width = {} if dataset == "spheres" else {"generator.width": 64}
+        return {**_VRGAN, **width, "train.batch_size": 50 if dataset == "spheres" else 12}
+    own = dict(_OWN[dataset])
+    grid, root = own.pop("grid"), math.sqrt(own.pop("dimensions"))
+    found = {**_CLASSIFIER, "validate.epsilons": grid, **own, "evaluate.linf_epsilons": grid}
+    found["evaluate.l2_epsilons"] = tuple(epsilon * root for epsilon in grid)
+    found["evaluate.l2_step_size"] = found["attack.step_size"] * root
+    return found

@@ -29,6 +29,8 @@ SHAPES = [
     ((9, 9), 2, 3, 3, 1, ((0, 2), (2, 1))),
 ]
 
+FORMS = [lowering.plain, lowering.spare_row, lowering.patches, lowering.dense, lowering.winograd]
+
 
 @pytest.fixture(autouse=True)
 def float64():
@@ -76,7 +78,7 @@ def test_values_and_two_derivatives(shape):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("form", [lowering.plain, lowering.patches, lowering.dense, lowering.winograd])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("image", [(4, 4), (7, 5)])
 def test_every_form_computes_the_same(form, image):
     x, kernel = arrays(image, 3, 2, 3)

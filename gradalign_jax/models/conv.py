@@ -54,7 +54,9 @@ def choose(window: Window, inputs: int, outputs: int) -> Form:
         return lowering.dense
     if _has_winograd(window) and (narrow >= 128 or (narrow >= 64 and pixels <= 64)):
         return lowering.winograd
-    return lowering.patches if pixels < 64 and narrow >= 16 else lowering.plain
+    if pixels < 64 and narrow >= 16:
+        return lowering.patches
+    return lowering.spare_row if _has_spare_row(window) and narrow > 16 else lowering.plain
 
 
 def choose_weights(window: Window, inputs: int, outputs: int) -> Form:
@@ -64,6 +66,10 @@ def choose_weights(window: Window, inputs: int, outputs: int) -> Form:
     if _has_winograd(window) and min(inputs, outputs) >= 16:
         return lowering.weights_winograd
     return lowering.weights_patches
+
+
+def _has_spare_row(window: Window) -> bool:
+    return window.stride == 1 and window.output == window.image
 
 
 def _has_winograd(window: Window) -> bool:

@@ -1,14 +1,16 @@
-"""The host's loop over chunks of steps: progress bar, metrics, checkpoints, and the stop on NaN."""
+"""The host's loop over chunks of steps: resume, progress bar, metrics, checkpoints, and the stop on NaN."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
+from gradalign_jax import parallel
 from gradalign_jax.workdir import RunError, Workdir
 
 
@@ -35,44 +37,64 @@ def _record(workdir: Workdir, bar: tqdm, last_step: int, metrics: Mapping[str, n
     bar.update(last_step - bar.n)
 
 
-def run(
+def train(
     state: Any,
+    best: Any,
     *,
-    chunk: Callable[[Any], tuple[Any, Any]],
-    fetch: Callable[[Any], Mapping[str, np.ndarray]],
-    step: int,
+    workdir: Workdir,
+    devices: Sequence[jax.Device],
+    chunk: Callable[[], Callable[[Any], tuple[Any, Any]]],
+    end_epoch: Callable[[int, Any, Any, tqdm], Any],
     length: int,
     total: int,
     steps_per_epoch: int,
-    workdir: Workdir,
-    save: Callable[[int, Any], None],
-    end_epoch: Callable[[int, Any, tqdm], None],
     checkpoint_minutes: float,
-) -> Any:
-    """Runs `chunk(state) -> (state, metrics)` from step `step` to `total`.
+) -> tuple[Any, Any]:
+    """Trains from the run's last checkpoint, or from `state`, to step `total`.
 
-    The next chunk is on its way before the metrics of the last are fetched, so the device does not wait. After each
-    epoch `end_epoch(epoch, state, bar)` is called and `save(step, state)`; within one, every `checkpoint_minutes`.
+    Args:
+      state: all that training changes, on the host, its number of finished steps as `state.step`.
+      best: whatever `end_epoch` selects; saved beside the state.
+      workdir: takes checkpoints and metrics.
+      devices: where the state is replicated to.
+      chunk: () -> the compiled program (state) -> (state, metrics) of `length` steps; made only if steps are left.
+      end_epoch: (epoch, state, best, bar) -> best, called after each epoch, before the checkpoint.
+      length: steps of a program; divides `steps_per_epoch`.
+      total, steps_per_epoch: numbers of steps.
+      checkpoint_minutes: time between checkpoints within an epoch.
+
+    Returns the last state and the selection, on the host. Raises RunError if loss or parameters are not finite.
     """
-    saved, pending = time.monotonic(), None
+    saved = workdir.restore((state, best))
+    if saved is not None:
+        state, best = saved
+        logging.warning("going on from step %d", int(state.step))
+    step = int(state.step)
+    workdir.open_metrics(step)
+    if step == total:
+        return state, best
+    workdir.forget_points()  # a retrained network is measured anew
+    state, call = parallel.replicate(state, devices), chunk()
+    last_save, pending = time.monotonic(), None
     with tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
         while step < total:
             epoch = step // steps_per_epoch
             bar.set_description(f"epoch {epoch + 1}/{-(-total // steps_per_epoch)}", refresh=False)
-            state, metrics = chunk(state)
+            # The next chunk is on its way before the metrics of the last are fetched: the device does not wait.
+            state, metrics = call(state)
             step += length
             if pending is not None:
-                _record(workdir, bar, pending[0], fetch(pending[1]))
+                _record(workdir, bar, pending[0], parallel.first(pending[1]))
             pending = (step, metrics)
             whole = step % steps_per_epoch == 0
-            if whole or time.monotonic() - saved > 60 * checkpoint_minutes:
+            if whole or time.monotonic() - last_save > 60 * checkpoint_minutes:
                 # Nothing that diverged is validated or saved: neither a loss, nor what the last update made.
-                _record(workdir, bar, step, fetch(metrics))
+                _record(workdir, bar, step, parallel.first(metrics))
                 pending = None
-                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fetch(state))):
+                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parallel.first(state))):
                     raise _diverged(workdir, step)
                 if whole:
-                    end_epoch(epoch, state, bar)
-                save(step, state)
-                saved = time.monotonic()
-    return state
+                    best = end_epoch(epoch, state, best, bar)
+                workdir.save(step, (parallel.first(state), best))
+                last_save = time.monotonic()
+    return parallel.first(state), best

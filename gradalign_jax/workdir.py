@@ -1,7 +1,7 @@
 """A run's directory: the only file that writes one.
 
     config.json          the resolved config
-    checkpoints/N/       Orbax; N.json beside it holds the hashes that make step N count as saved
+    checkpoints/N/       Orbax; N.json beside it holds the run's seconds and the hashes that make step N count as saved
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
     evaluation.jsonl     finished points of the final evaluation
     result.json, *.png   the outcome; pictures.npz holds what the pictures show, images.csv a line per test image
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ class Workdir:
         except OSError as error:
             raise RunError(f"another process is writing {path}: stop it or choose another --workdir") from error
         self._claim(json.loads(json.dumps(config)))
-        self._board = None
+        self._board, self._started = None, time.monotonic()
+        self._go_on_from(max((point["seconds"] for point in self.points()), default=0.0))
 
     def _claim(self, config: dict[str, Any]) -> None:
         file = self.path / "config.json"
@@ -112,6 +114,14 @@ class Workdir:
                     "type that run's command again, or choose another --workdir"
                 )
         write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
+
+    def seconds(self) -> float:
+        """How long the run has worked, earlier starts up to what they last saved included."""
+        return time.monotonic() - self._started
+
+    def _go_on_from(self, seconds: float) -> None:
+        """Counts what earlier starts took, where that is more than is counted already."""
+        self._started = min(self._started, time.monotonic() - seconds)
 
     # ---- checkpoints
 
@@ -130,7 +140,8 @@ class Workdir:
                 f"cannot write checkpoint {step} in {self.checkpoints}: {str(error).splitlines()[0][:200]}; free space "
                 "and type the same command: the run goes on from the checkpoint before"
             ) from error
-        write_atomically(self.checkpoints / f"{step}.json", json.dumps(_hashes(folder)))
+        manifest = {"seconds": self.seconds(), "files": _hashes(folder)}
+        write_atomically(self.checkpoints / f"{step}.json", json.dumps(manifest))
         for old in self._steps()[:-KEEP]:
             (self.checkpoints / f"{old}.json").unlink()
         for entry in self.checkpoints.iterdir():  # those without a manifest, half-written ones among them
@@ -146,9 +157,11 @@ class Workdir:
 
         for step in reversed(self._steps()):
             folder = self.checkpoints / str(step)
-            if _hashes(folder) != _read_json(self.checkpoints / f"{step}.json", default={}):
+            manifest = _read_json(self.checkpoints / f"{step}.json", default={})
+            if _hashes(folder) != manifest.get("files"):
                 logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
                 continue
+            self._go_on_from(manifest["seconds"])
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
         if self._steps():
@@ -186,7 +199,7 @@ class Workdir:
 
     def point(self, **values: Any) -> None:
         """Records one finished point of the evaluation."""
-        self._append("evaluation.jsonl", values)
+        self._append("evaluation.jsonl", {"seconds": round(self.seconds(), 3), **values})
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         try:

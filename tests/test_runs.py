@@ -41,12 +41,12 @@ def start(path, config):
 
 
 def last_checkpoint(path, config):
-    """Every array of the newest checkpoint, but not the seconds it took."""
+    """Every array of the newest checkpoint."""
     workdir = Workdir(path, config.to_dict())
     run = classifier.ClassifierRun(config, workdir)
     state = run.fresh_state()
     best = classifier.Best(state.variables, np.int32(-1), np.float64(-1))
-    state, best, _ = workdir.restore((state, best, np.float64(0)))
+    state, best = workdir.restore((state, best))
     workdir.close()
     return state, best
 
@@ -182,6 +182,24 @@ def test_attacks_start_in_directions_of_their_own(tmp_path):
         noise = jax.vmap(ball.BALLS["l2"].random_start)(keys, jnp.asarray(image))
         cosine = np.sum(image * noise, 1) / np.linalg.norm(image, axis=1) / np.linalg.norm(noise, axis=1)
         assert np.abs(cosine).max() < 0.25  # 500 dimensions: the standard deviation is 0.045
+
+
+def test_seconds_add_up_over_starts(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("gradalign_jax.workdir.time.monotonic", lambda: clock[0])
+
+    def spend(seconds, leave):
+        workdir = Workdir(tmp_path, {})
+        workdir.restore({"a": np.zeros(2)})
+        clock[0] += seconds
+        leave(workdir)
+        clock[0] += 7  # lost: nothing was saved since
+        workdir.close()
+        return round(workdir.seconds())
+
+    assert spend(50, lambda workdir: workdir.save(1, {"a": np.ones(2)})) == 57
+    assert spend(20, lambda workdir: workdir.point(measure="a", value=1)) == 77
+    assert spend(3, lambda workdir: None) == 80
 
 
 def test_torn_lines_and_files_cost_nothing_else(tmp_path):

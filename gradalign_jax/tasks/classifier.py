@@ -1,6 +1,5 @@
 """Task `classifier`: train plainly, with the alignment penalty or with PGD; select an epoch; measure it on the test."""
 
-import time
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ class ClassifierRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.config, self.workdir = config, workdir
         self.subject = testing.subject(config, config, config.train.batch_size)
         self.dataset, self.devices = self.subject.dataset, self.subject.devices
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
@@ -105,41 +104,24 @@ class ClassifierRun:
 
     def train(self) -> Best:
         """Trains from the last checkpoint, or from step 0, and returns the selected epoch."""
-        config, total = self.config, self.config.train.epochs * self.steps_per_epoch
-        state = self.fresh_state()
-        best = Best(state.variables, np.int32(-1), np.float64(-1))
-        saved = self.workdir.restore((state, best, np.float64(0)))
-        if saved is not None:
-            state, best, seconds = saved
-            self.started -= float(seconds)
-            logging.warning("going on from step %d", int(state.step))
-        step = int(state.step)
-        self.workdir.open_metrics(step)
-        if step == total:
-            return best
-        self.workdir.forget_points()  # a retrained classifier is measured anew
+        config, state = self.config, self.fresh_state()
         length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
 
-        def end_epoch(epoch: int, state: training.TrainState, bar: tqdm) -> None:
-            nonlocal best
+        def end_epoch(epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
             if (epoch + 1) % config.validate.every_epochs and epoch + 1 < config.train.epochs:
-                return
-            best = self.validate(epoch, state, best, bar)
+                return best
+            return self.validate(epoch, state, best, bar)
 
-        def save(step: int, state: training.TrainState) -> None:
-            self.workdir.save(step, (parallel.first(state), best, np.float64(time.time() - self.started)))
-
-        loop.run(
-            parallel.replicate(state, self.devices),
-            chunk=self.chunk(length),
-            fetch=parallel.first,
-            step=step,
-            length=length,
-            total=total,
-            steps_per_epoch=self.steps_per_epoch,
+        _, best = loop.train(
+            state,
+            Best(state.variables, np.int32(-1), np.float64(-1)),
             workdir=self.workdir,
-            save=save,
+            devices=self.devices,
+            chunk=partial(self.chunk, length),
             end_epoch=end_epoch,
+            length=length,
+            total=config.train.epochs * self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
             checkpoint_minutes=config.train.checkpoint_minutes,
         )
         return best
@@ -196,7 +178,7 @@ class ClassifierRun:
             self.config,
             measured=measured,
             best=verified,
-            seconds=time.time() - self.started,
+            seconds=self.workdir.seconds(),
             devices=[device.device_kind for device in self.devices],
             notes=self.notes,
         )

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], Config
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     """Measures the run that config.classifier names, or goes on with it; returns its result."""
-    started = time.time()
     variables, trained, before, trained_by = finished(config.classifier, config)
     value = testing.remembered(workdir)
     if value("weights", None, 0, lambda: trained.digest) != trained.digest:
@@ -61,7 +59,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         trained,
         measured=measured,
         best=before["best"],
-        seconds=time.time() - started,
+        seconds=workdir.seconds(),
         devices=[device.device_kind for device in subject.devices],
         notes=notes,
     )

@@ -2,16 +2,16 @@
 
 import math
 import os
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from gradalign_jax import data, figures, gan, loop, parallel, summary, training, weights
 from gradalign_jax.data import pipeline
@@ -83,7 +83,7 @@ class GanRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.config, self.workdir = config, workdir
         self.dataset = batches.load(config)
         self.logits_fn = load_classifier(config.gan.classifier, self.dataset) if config.gan.classifier else None
         self.images = training_images(config, self.dataset)
@@ -155,38 +155,27 @@ class GanRun:
 
     def train(self) -> gan.GanState:
         """Trains from the last checkpoint, or from step 0; returns the last state, on the host."""
-        config, state, total = self.config, self.fresh_state(), self.config.gan.iterations
-        saved = self.workdir.restore((state, np.float64(0)))
-        if saved is not None:
-            state, seconds = saved
-            self.started -= float(seconds)
-            logging.warning("going on from iteration %d", int(state.step))
-        step = int(state.step)
-        self.workdir.open_metrics(step)
-        if step == total:
-            return state
-
+        config = self.config
         # A program neither crosses an epoch of the data nor a picture.
-        between = math.gcd(self.per_epoch, config.gan.sample_every)
-        length = loop.chunk_length(between, config.train.log_every)
+        length = loop.chunk_length(math.gcd(self.per_epoch, config.gan.sample_every), config.train.log_every)
 
-        def save(step: int, state: gan.GanState) -> None:
-            self.workdir.save(step, (parallel.first(state), np.float64(time.time() - self.started)))
+        def draw(period: int, state: gan.GanState, best: tuple, bar: tqdm) -> tuple:
+            self.draw(parallel.first(state))
+            return best
 
-        state = loop.run(
-            parallel.replicate(state, self.devices),
-            chunk=self.chunk(length),
-            fetch=parallel.first,
-            step=step,
-            length=length,
-            total=total,
-            steps_per_epoch=config.gan.sample_every,
+        state, _ = loop.train(
+            self.fresh_state(),
+            (),  # the last state counts
             workdir=self.workdir,
-            save=save,
-            end_epoch=lambda epoch, state, bar: self.draw(parallel.first(state)),
+            devices=self.devices,
+            chunk=partial(self.chunk, length),
+            end_epoch=draw,
+            length=length,
+            total=config.gan.iterations,
+            steps_per_epoch=config.gan.sample_every,
             checkpoint_minutes=config.train.checkpoint_minutes,
         )
-        return parallel.first(state)
+        return state
 
     def sample(self, variables: Variables, key: jax.Array, label: np.ndarray) -> np.ndarray:
         """Images of these classes in evaluation mode, at the data set's size."""
@@ -259,7 +248,7 @@ class GanRun:
             "losses": last_losses(self.workdir),
             "collapse": {"raw": self.check(state.generator), "ema": self.check(state.ema)},
             "digest": digest,
-            "seconds": time.time() - self.started,
+            "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
             "versions": summary.versions(),
             "notes": self.notes,

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -72,7 +71,7 @@ class ProjectRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.config, self.workdir = config, workdir
         self.dataset = batches.load(config)
         _, self.variables, self.described = gan.load_generator(config.project.generator, config.project.ema)
         check_generator(config.project.generator, self.described, self.dataset)
@@ -177,7 +176,7 @@ class ProjectRun:
             "similarity": float(similarity.mean()) if known else None,
             "similarity_sd": float(similarity.std()) if known else None,
             "traces": self.traces,
-            "seconds": time.time() - self.started,
+            "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
             "versions": summary.versions(),
             "notes": list(self.dataset.notes),

@@ -1,7 +1,7 @@
 """Task `vrgan`: train a generator of Δ̂x for two classes, select its epoch, measure what it draws (section 2.3.1)."""
 
 import os
-import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +73,7 @@ class VRGANRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir, self.started = config, workdir, time.time()
+        self.config, self.workdir = config, workdir
         self.dataset = batches.load(config)
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)
@@ -120,23 +120,11 @@ class VRGANRun:
 
     def train(self) -> Best:
         """Trains from the last checkpoint, or from step 0, and returns the selected epoch."""
-        config, total = self.config, self.config.train.epochs * self.steps_per_epoch
-        state = self.fresh_state()
-        best = Best(state.generator, state.critic, np.int32(-1), np.float64(np.inf))
-        saved = self.workdir.restore((state, best, np.float64(0)))
-        if saved is not None:
-            state, best, seconds = saved
-            self.started -= float(seconds)
-            logging.warning("going on from step %d", int(state.step))
-        step = int(state.step)
-        self.workdir.open_metrics(step)
-        if step == total:
-            return best
+        config, state = self.config, self.fresh_state()
         length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
         measure = self.measurement("validation", _VALIDATION_SET)
 
-        def end_epoch(epoch: int, state: vrgan.VRGANState, bar: tqdm) -> None:
-            nonlocal best
+        def end_epoch(epoch: int, state: vrgan.VRGANState, best: Best, bar: tqdm) -> Best:
             loss = float(parallel.first(state.loss)) / self.steps_per_epoch
             last = epoch + 1 == config.train.epochs
             if last or (epoch + 1) % config.validate.every_epochs == 0:
@@ -144,24 +132,20 @@ class VRGANRun:
                     f"validation/{k}": float(v.mean()) for k, v in measure(state.generator, state.critic).items()
                 }
                 self.workdir.metrics(int(parallel.first(state.step)), epoch=epoch, **{"epoch/loss": loss}, **measured)
-            if loss <= best.loss:
-                variables = parallel.first((state.generator, state.critic))
-                best = Best(*variables, np.int32(epoch), np.float64(loss))
+            if loss > best.loss:
+                return best
+            return Best(*parallel.first((state.generator, state.critic)), np.int32(epoch), np.float64(loss))
 
-        def save(step: int, state: vrgan.VRGANState) -> None:
-            self.workdir.save(step, (parallel.first(state), best, np.float64(time.time() - self.started)))
-
-        loop.run(
-            parallel.replicate(state, self.devices),
-            chunk=self.chunk(length),
-            fetch=parallel.first,
-            step=step,
-            length=length,
-            total=total,
-            steps_per_epoch=self.steps_per_epoch,
+        _, best = loop.train(
+            state,
+            Best(state.generator, state.critic, np.int32(-1), np.float64(np.inf)),
             workdir=self.workdir,
-            save=save,
+            devices=self.devices,
+            chunk=partial(self.chunk, length),
             end_epoch=end_epoch,
+            length=length,
+            total=config.train.epochs * self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
             checkpoint_minutes=config.train.checkpoint_minutes,
         )
         return best
@@ -252,7 +236,7 @@ class VRGANRun:
             "seed": self.config.seed,
             **measured,
             "best": {"epoch": int(best.epoch), "loss": float(best.loss)},
-            "seconds": time.time() - self.started,
+            "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
             "versions": summary.versions(),
             "notes": self.notes,

@@ -47,7 +47,7 @@ def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     jobs, left_out = available([with_inputs(job, arguments.pretrained, arguments.films) for job in jobs], scale)
     for reason in left_out:
         print(f"# {reason}", file=sys.stderr)
-    root = Path(arguments.root or f"runs/{'mini' if arguments.scale == 'mini' else 'paper'}")
+    root = Path(arguments.root or f"runs/{'paper' if arguments.scale == 'full' else arguments.scale}")
     python = [*shlex.split(arguments.prefix), sys.executable]
     commands = {job.name: [*python, *paper_plan.command(job, scale, str(root), extra)] for job in jobs}
     if arguments.estimate:
@@ -66,13 +66,20 @@ def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line before a bare --."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=sorted(paper_plan.SCALES), default="full", help="mini: minutes, tiny runs")
+    parser.add_argument(
+        "--scale",
+        choices=list(paper_plan.SCALES),
+        default="full",
+        help="short: Spheres and MNIST-3/5, an hour and a half on two CPU cores; mini: minutes, tiny runs",
+    )
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="data sets, joined by commas")
     parser.add_argument("--table", default="", help="1, 2, 3, 3.2 or S2, with what it needs; default: all")
     parser.add_argument("--generators", type=int, default=0, help="estimates of Δx a data set; default: the scale's")
     parser.add_argument("--pretrained", default="", help="ImageNet weights for the runs that start from them")
     parser.add_argument("--films", default="", help="folder of chest radiographs for copd, with its metadata.csv")
-    parser.add_argument("--root", default="", help="directory of the runs; default: runs/paper or runs/mini")
+    parser.add_argument(
+        "--root", default="", help="directory of the runs; default: runs/paper, runs/short or runs/mini"
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--run", action="store_true", help="run here what is not finished, then write the report")
     action.add_argument("--slurm", type=Path, metavar="DIR", help="write job arrays and submit.sh")

@@ -109,7 +109,14 @@ _PROJECT = {
     "project.block": _ZERO_OR_MORE,
 }
 _VRGAN = _TRAINING | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
-TASKS = {"classifier": _CLASSIFIER, "evaluate": _TEST, "vrgan": _VRGAN, "gan": _GAN, "project": _PROJECT}
+_SEED = {"seed": ("must lie in 0 to 4294967295", lambda v: 0 <= v < 2**32)}
+TASKS = {
+    "classifier": _SEED | _CLASSIFIER,
+    "evaluate": _TEST,  # takes the classifier's seed
+    "vrgan": _SEED | _VRGAN,
+    "gan": _SEED | _GAN,
+    "project": _SEED | _PROJECT,
+}
 
 
 def _look_up(config: ConfigDict, dotted: str) -> Any:
@@ -204,6 +211,12 @@ def _check_classifier(config: ConfigDict) -> None:
         )
 
 
+def _check_vrgan(config: ConfigDict) -> None:
+    sizes = [name for name, value in config.generator.items() if isinstance(value, int)]
+    _check_rules(config, {f"generator.{name}": _COUNT for name in sizes})
+    _check_training(config)
+
+
 def _check_gan(config: ConfigDict) -> None:
     _check_devices(config)
     if config.gan.iterations % config.gan.sample_every:
@@ -229,7 +242,7 @@ def _check_project(config: ConfigDict) -> None:
 _CHECKS = {
     "classifier": _check_classifier,
     "evaluate": _check_evaluate,
-    "vrgan": _check_training,
+    "vrgan": _check_vrgan,
     "gan": _check_gan,
     "project": _check_project,
 }

@@ -41,6 +41,8 @@ def typed(*arguments, timeout=100):
         (["--config=configs/spheres.py:evaluate"], "config.classifier is not given"),
         (["--config=configs/mnist.py:evaluate", "--config.classifier=nowhere"], "config.classifier='nowhere'"),
         (["--config.evaluate.square_queries=-1"], "must lie in 0 to 200000"),
+        (["--config.seed=-1"], "config.seed=-1 must lie in 0 to 4294967295"),
+        (["--config=configs/mnist35.py:vrgan", "--config.generator.width=0"], "config.generator.width=0 must be >= 1"),
         (["--cofig=x"], "Did you mean: config"),
         (["configs/spheres.py"], "unexpected argument"),
     ],

@@ -19,6 +19,8 @@ FIGURES = (
     curves.FIGURE_S8,
 )
 
+_MARGIN = {"bbox_inches": "tight", "pad_inches": 0.08}  # the layout does not see how high a title's hats reach
+
 
 def draw_all(output: Path, runs: Sequence[Run], found: Sequence[Classifier]) -> list[Drawn]:
     """Draws what can be drawn; a figure that cannot has no files, and those of an earlier report go."""
@@ -33,10 +35,10 @@ def draw_all(output: Path, runs: Sequence[Run], found: Sequence[Classifier]) -> 
                     images.append(None)
                     continue
                 png = io.BytesIO()
-                canvas.savefig(png, dpi=page.DPI, format="png")
+                canvas.savefig(png, dpi=page.DPI, format="png", **_MARGIN)
                 images.append(png.getvalue())
                 if colours is ink.LIGHT:
-                    canvas.savefig(output / f"{figure.name}.pdf")
+                    canvas.savefig(output / f"{figure.name}.pdf", **_MARGIN)
                 plt.close(canvas)
         for kind in ("png", "pdf"):
             if images[0] is None:

@@ -1,7 +1,10 @@
 """`gradalign_jax.evaluate`: every measurement of the paper on anyone's own classifier, in one call."""
 
+import contextlib
+import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ from gradalign_jax import data, measurements, parallel
 from gradalign_jax.attacks import cw, pgd, square
 from gradalign_jax.evaluation import Evaluation
 from gradalign_jax.types import IMAGE_RANGE, Classifier, DeltaX, Estimate, LogitsFn
+from gradalign_jax.workdir import Workdir
 
 
 def _classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
@@ -35,6 +39,27 @@ def _classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
     return shape[1]
 
 
+def _compute(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
+    return compute()
+
+
+def _identity(
+    logits_fn: LogitsFn, delta_x: DeltaX | None, split: data.Split, classes: int, settings: tuple
+) -> dict[str, str]:
+    """What tells one evaluation from another: two functions by what they make of the first images, the rest whole."""
+    image, label, index = (jnp.asarray(rows[:2]) for rows in split)
+    seen = {
+        "images": (split.image, split.label, split.index),
+        "logits_fn": (logits_fn(image),),
+        "delta_x": () if delta_x is None else (delta_x(image, label, (label + 1) % classes, index),),
+    }
+    hashes = {
+        name: hashlib.blake2b(b"".join(np.asarray(a).tobytes() for a in arrays), digest_size=16).hexdigest()
+        for name, arrays in seen.items()
+    }
+    return hashes | {"settings": repr(settings)}
+
+
 def evaluate(
     logits_fn: LogitsFn,
     images: np.ndarray,
@@ -55,6 +80,7 @@ def evaluate(
     bounds: tuple[float, float] = IMAGE_RANGE,
     block: int = 100,
     seed: int = 0,
+    workdir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Accuracy, error curves, ε50% under each attack, alignments, and warnings, of a classifier in evaluation mode.
 
@@ -80,14 +106,15 @@ def evaluate(
       bounds: smallest and largest value of an image, attacked or not.
       block: images per device and program; lower it where memory runs out.
       seed: of the attacks' randomness.
+      workdir: directory that keeps finished measurements: a call that was killed, made again, goes on where it was.
 
     Returns:
       JSON values: `accuracy`, `epsilon_half` and `curves` by attack, `alpha_delta_x`, `alpha_x` and its variants,
       `linearity` (Figure 7's pairs), `warnings` (plain words), `classes`, `images`; None where not measured.
 
     Raises:
-      ValueError: one line on what is wrong with the images (NaN, another range), labels, ε, an attack's name, or
-        `logits_fn`.
+      ValueError: one line on what is wrong with the images (NaN, another range), labels, ε, an attack's name,
+        `logits_fn`, or a `workdir` that holds measurements of something else.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, gradalign_jax
@@ -147,6 +174,15 @@ def evaluate(
     )
     nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     points = measurements.schedule(evaluation, nothing, plan)
-    with tqdm(points, unit="point", dynamic_ncols=True, disable=None) as bar:
-        values = measurements.gather((point, point.compute()) for point in bar)
+    with contextlib.ExitStack() as stack:
+        value = _compute
+        if workdir is not None:
+            settings = (plan, steps, loss, bounds, block, seed)
+            kept = Workdir(workdir, _identity(logits_fn, delta_x, split, classes, settings))
+            stack.callback(kept.close)
+            value = kept.remembered()
+        bar = stack.enter_context(tqdm(points, unit="point", dynamic_ncols=True, disable=None))
+        values = measurements.gather(
+            (point, value(point.measure, point.epsilon, point.part.start, point.compute)) for point in bar
+        )
     return measurements.summarise(values, split, plan) | {"classes": classes, "images": len(labels)}

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,19 @@ class Workdir:
     def points(self) -> list[dict[str, Any]]:
         """The finished points of the evaluation."""
         return self._lines("evaluation.jsonl")
+
+    def remembered(self) -> Callable[..., Any]:
+        """`value(measure, epsilon, first, compute)`: what an earlier start recorded, else computed and recorded now."""
+        done = {(p["measure"], p.get("epsilon"), p.get("first")): p["value"] for p in self.points()}
+
+        def value(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
+            key = (measure, epsilon, first)
+            if key not in done:
+                done[key] = compute()
+                self.point(measure=measure, epsilon=epsilon, first=first, value=done[key])
+            return done[key]
+
+        return value
 
     def forget_points(self) -> None:
         """Drops the evaluation's points: they belong to another classifier."""

@@ -227,6 +227,32 @@ def test_what_a_user_gives_is_checked():
     fails("not logits", logits_fn=lambda x: x.sum((1, 2, 3)))
 
 
+def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):
+    image, label = own_images(20)
+    options = {"epsilons": (0.1, 0.3), "steps": 2, "queries": 20, "workdir": tmp_path / "own"}
+    whole = gradalign_jax.evaluate(linear, image, label, **options | {"workdir": None})
+    record, finished = Workdir.point, []
+
+    def some(self, **values):
+        if len(finished) == 3:
+            raise Killed
+        record(self, **values)
+        finished.append(values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "point", some)
+        with pytest.raises(Killed):
+            gradalign_jax.evaluate(linear, image, label, **options)
+    assert gradalign_jax.evaluate(linear, image, label, **options) == whole
+    points = (tmp_path / "own" / "evaluation.jsonl").read_text().splitlines()
+    assert len(points) == len({(p["measure"], p["epsilon"], p["first"]) for p in map(json.loads, points)}) > 3
+    for changed in ({"seed": 1}, {"steps": 3}):
+        with pytest.raises(ValueError, match="settings"):
+            gradalign_jax.evaluate(linear, image, label, **options | changed)
+    with pytest.raises(ValueError, match="another config: logits_fn"):
+        gradalign_jax.evaluate(lambda x: 2 * linear(x), image, label, **options)
+
+
 def test_models_of_any_kind():
     """Flax, and a closure over arrays; only some attacks; a model without gradients is warned of."""
     from flax import linen as nn

@@ -147,7 +147,7 @@ class ClassifierRun:
 
     def verify(self, best: Best) -> dict[str, Any]:
         """The selected epoch on the whole validation grid, beside the bracketed ε50% that selected it."""
-        value, variables = testing.remembered(self.workdir), parallel.replicate(best.variables, self.devices)
+        value, variables = self.workdir.remembered(), parallel.replicate(best.variables, self.devices)
         grid = (0.0, *self.config.validate.epsilons)
         errors = []
         for epsilon in tqdm(grid, unit="ε", desc="validation, whole grid", dynamic_ncols=True):

@@ -44,7 +44,7 @@ def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], Config
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     """Measures the run that config.classifier names, or goes on with it; returns its result."""
     variables, trained, before, trained_by = finished(config.classifier, config)
-    value = testing.remembered(workdir)
+    value = workdir.remembered()
     if value("weights", None, 0, lambda: trained.digest) != trained.digest:
         raise RunError(
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"

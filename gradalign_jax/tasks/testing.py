@@ -1,6 +1,5 @@
 """How a classifier is measured, for the tasks that do: its parts from the config, points that survive a kill, files."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,20 +103,6 @@ def head(split: data.Split, images: int) -> data.Split:
     return data.Split(*(rows[: images or None] for rows in split))
 
 
-def remembered(workdir: Workdir) -> Callable[..., Any]:
-    """`value(measure, epsilon, first, compute)`: what an earlier start of this run recorded, else computed now."""
-    done = {(p["measure"], p.get("epsilon"), p.get("first")): p["value"] for p in workdir.points()}
-
-    def value(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
-        key = (measure, epsilon, first)
-        if key not in done:
-            done[key] = compute()
-            workdir.point(measure=measure, epsilon=epsilon, first=first, value=done[key])
-        return done[key]
-
-    return value
-
-
 def plan(config: ConfigDict, by_class: bool) -> measurements.Plan:
     """What the config asks to be measured on the test split."""
     section = config.evaluate
@@ -142,7 +127,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
     split = head(subject.split("test"), subject.config.evaluate.images)
     asked = plan(subject.config, by_class)
     evaluation = subject.evaluation(split, TEST, ("linf", "l2"))
-    copies, value = parallel.replicate(variables, subject.devices), remembered(workdir)
+    copies, value = parallel.replicate(variables, subject.devices), workdir.remembered()
     with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
 
         def tick(queries: int, left: int) -> None:

@@ -25,7 +25,9 @@ _DEFAULT = "configs/spheres.py:align,smoke"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, f"config file, and after a colon task[,flag]; default {_DEFAULT}"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; default: runs/ and the config's name")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of the run; default: runs/ and the config's name, or CLASSIFIER_evaluate"
+)
 
 
 def _explain(error: Exception) -> str:
@@ -79,8 +81,10 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def default_workdir(config_path: str) -> str:
-    """runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke."""
+def default_workdir(config_path: str, classifier: str = "") -> str:
+    """runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke; DIR_evaluate for an evaluation of the run in DIR."""
+    if classifier:
+        return f"{os.path.normpath(classifier)}_evaluate"
     file, _, argument = config_path.partition(":")
     return os.path.join("runs", "_".join([Path(file).stem, *filter(None, argument.split(","))]))
 
@@ -89,7 +93,9 @@ def main(argv: list[str]) -> None:
     """Sets JAX up, opens the run's directory and hands the config to its task."""
     del argv
     config = _CONFIG.value
-    path = _WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    path = _WORKDIR.value or default_workdir(
+        config_flags.get_config_filename(flags.FLAGS["config"]), config.get("classifier", "")
+    )
     logging.set_verbosity(logging.WARNING)
     import jax
 

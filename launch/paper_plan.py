@@ -130,7 +130,7 @@ SHORT = Scale(
         "spheres:classifier": {"train.epochs": 2},
         "spheres:pgd": {"train.epochs": 3, "train.steps_per_epoch": 1000},
         "spheres:evaluate": {"evaluate.images": 200, "evaluate.square_images": 100},
-        "mnist35:vrgan": {"train.epochs": 8},
+        "mnist35:vrgan": {"train.epochs": 12},
         "mnist35:classifier": {
             **{"train.epochs": 4, "validate.every_epochs": 2, "validate.images": 60, "evaluate.images": 100},
             **{"evaluate.square_queries": 1000, "evaluate.square_images": 20},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import cifar10, common, mnist, mnist35, spheres, squares, squares32
-from gradalign_jax import settings
+from gradalign_jax import main, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,6 +163,11 @@ def imported(file):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def test_every_evaluated_run_has_a_directory_of_its_own():
+    assert main.default_workdir("configs/mnist.py:evaluate", "runs/a/") == "runs/a_evaluate"
+    assert main.default_workdir("configs/cifar10.py:pgd,smoke") == "runs/cifar10_pgd_smoke"
+
+
 def test_imports_point_one_way():
     package = ROOT / "gradalign_jax"
     for file in package.rglob("*.py"):
@@ -182,7 +187,6 @@ def test_imports_point_one_way():
             "evaluation",
             "measurements",
             "diagnosis",
-            "library",
         ):
             assert not names & HOST, (file, names & HOST)
         if part not in ("main", "tasks"):

@@ -96,6 +96,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.square_queries = 0  # of Square Attack; 0: leave it out (paper A.1: 5000)
     config.evaluate.square_images = 0  # the first so many of those; 0: all
     config.evaluate.cw_images = 0  # the first so many that Carlini-Wagner attacks too (Figure 7); 0: none
+    config.evaluate.cw_iterations = 10_000  # of each of its 9 descents, at most
     config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; the paper takes another one than training's
     config.evaluate.store = ""
     config.evaluate.same_generator = False  # allow the one that trained
@@ -249,7 +250,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     for grid in ("linf_epsilons", "l2_epsilons"):
         config.evaluate[grid] = config.evaluate[grid][1::3]
     if config.task == "evaluate":
-        config.evaluate.square_queries = 50
+        config.evaluate.square_queries, config.evaluate.cw_iterations = 50, 200
         return config
     config.train.epochs = 2
     config.train.steps_per_epoch = 4

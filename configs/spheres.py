@@ -37,5 +37,5 @@ def get_config(argument: str | None = None):
         config.train.steps_per_epoch = {"baseline": 1000, "align": 1000, "pgd": 250}[task]
         config.train.log_every = 50
     if smoke and task == "evaluate":
-        config.evaluate.images, config.evaluate.square_queries = 200, 200
+        config.evaluate.images, config.evaluate.square_queries, config.evaluate.cw_iterations = 200, 200, 200
     return config

@@ -45,6 +45,7 @@ _TEST = {
     "evaluate.square_queries": ("must lie in 0 to 200000", lambda v: 0 <= v <= 200_000),
     "evaluate.square_images": _ZERO_OR_MORE,
     "evaluate.cw_images": _ZERO_OR_MORE,
+    "evaluate.cw_iterations": _COUNT,
 }
 _TRAINING = {
     "optimizer.learning_rate": _POSITIVE,

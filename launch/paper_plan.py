@@ -126,10 +126,10 @@ SHORT = Scale(
     evaluated={"": 0, "spheres": 2},
     scatter=50,
     overrides={
-        "spheres:vrgan": {"train.epochs": 3},
+        "spheres:vrgan": {"train.epochs": 2},
         "spheres:classifier": {"train.epochs": 2},
         "spheres:pgd": {"train.epochs": 3, "train.steps_per_epoch": 1000},
-        "spheres:evaluate": {"evaluate.images": 200, "evaluate.square_images": 100},
+        "spheres:evaluate": {"evaluate.images": 200, "evaluate.square_images": 50, "evaluate.cw_iterations": 1000},
         "mnist35:vrgan": {"train.epochs": 12},
         "mnist35:classifier": {
             **{"train.epochs": 4, "validate.every_epochs": 2, "validate.images": 60, "evaluate.images": 100},

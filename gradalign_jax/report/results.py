@@ -13,7 +13,8 @@ from gradalign_jax.report import theirs
 _APART = {
     *("seed", "devices", "data.dir", "data.cache", "data.folder", "data.table", "train.log_every", "classifier"),
     "digest",  # of the weights that an evaluation read
-    *("train.checkpoint_minutes", "evaluate.block", "evaluate.same_generator", "evaluate.cw_images"),
+    *("train.checkpoint_minutes", "evaluate.block", "evaluate.same_generator"),
+    *("evaluate.cw_images", "evaluate.cw_iterations"),  # of Figure 7 alone
 }
 # Keys that name other runs' directories: only whether they do counts.
 _SOURCES = (

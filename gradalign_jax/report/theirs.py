@@ -56,6 +56,7 @@ def values(dataset: str, task: str) -> dict[str, Any]:
     own = dict(_OWN[dataset])
     grid, root = own.pop("grid"), math.sqrt(own.pop("dimensions"))
     found = {**_CLASSIFIER, "validate.epsilons": grid, **own, "evaluate.linf_epsilons": grid}
+    found["evaluate.cw_iterations"] = 10_000
     found["evaluate.l2_epsilons"] = tuple(epsilon * root for epsilon in grid)
     found["evaluate.l2_step_size"] = found["attack.step_size"] * root
     return found

@@ -80,7 +80,7 @@ class Subject(NamedTuple):
             delta_x=self.measuring,
             loss=self.config.attack.loss,
             black_box=square.parts(queries, bounds=self.bounds) if queries else None,
-            nearest=cw.make(bounds=self.bounds),
+            nearest=cw.make(iterations=self.config.evaluate.cw_iterations, bounds=self.bounds),
         )
 
 

@@ -126,12 +126,27 @@ def test_max_pool_and_its_ties_are_torchs(size):
     np.testing.assert_allclose(pullback(jnp.array(g))[0], image.grad.permute(0, 2, 3, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(("mapping", "white"), [("unit", 1.0), ("raw", 1.0)])
-def test_normalisation(mapping, white):
-    x = resnet.normalise(jnp.array([-1.0, 1.0]).reshape(2, 1, 1, 1), mapping)
-    assert x.shape == (2, 1, 1, 3)
+@pytest.mark.parametrize("mapping", ["unit", "raw"])
+def test_normalisation(mapping):
+    scale, shift = resnet.normalisation(mapping)
     black = 0.0 if mapping == "unit" else -1.0
-    np.testing.assert_allclose(x[:, 0, 0, 0], [(black - 0.485) / 0.229, (white - 0.485) / 0.229], rtol=1e-6)
+    normalised = np.array([-1.0, 1.0])[:, None] * scale + shift
+    np.testing.assert_allclose(normalised[:, 0], [(black - 0.485) / 0.229, (1.0 - 0.485) / 0.229], rtol=1e-6)
+
+
+def test_grey_images_are_three_equal_channels():
+    image = jnp.array(np.random.default_rng(0).uniform(-1, 1, (2, 9, 8, 1)), jnp.float32)
+    stem = resnet.Stem(4, 7, 2, 3, "raw")
+    variables = stem.init(jax.random.key(0), image)
+    assert variables["params"]["kernel"].shape == (7, 7, 3, 4)
+
+    def loss(variables, image):
+        return jnp.sum(jnp.sin(stem.apply(variables, image)))
+
+    grey = jax.value_and_grad(loss, (0, 1))(variables, image)
+    coloured = jax.value_and_grad(lambda v, x: loss(v, jnp.repeat(x, 3, axis=-1)), (0, 1))(variables, image)
+    for a, b in zip(jax.tree.leaves(grey), jax.tree.leaves(coloured), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def torchvision_tensors(variables):

@@ -63,6 +63,8 @@ def choose_weights(window: Window, inputs: int, outputs: int) -> Form:
     """Returns the form of the weight gradient that measures fastest."""
     if choose(window, inputs, outputs) is lowering.dense:
         return lowering.weights_dense
+    if outputs < 16 and inputs > outputs and _has_winograd(window):
+        return lowering.weights_few_outputs
     if _has_winograd(window) and min(inputs, outputs) >= 16:
         return lowering.weights_winograd
     return lowering.weights_patches
@@ -73,7 +75,7 @@ def _has_spare_row(window: Window) -> bool:
 
 
 def _has_winograd(window: Window) -> bool:
-    return window.kernel[0] == 3 and window.stride == 1 and window.output[0] >= lowering.TILE - 1
+    return window.kernel[0] == 3 and window.stride == 1 and min(window.output) >= lowering.TILE - 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -83,6 +85,11 @@ def _forward(window: Window, x: Array, kernel: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(window: Window, g: Array, kernel: Array) -> Array:
+    form = choose(window, *kernel.shape[2:])
+    if form is lowering.dense:
+        return lowering.input_gradient_dense(window, g, kernel)
+    if kernel.shape[2] == 1 and window.stride > 1:
+        return lowering.input_gradient_plain(window, g, kernel)
     if window.image == window.output and choose(window, *kernel.shape[:1:-1]) is lowering.winograd:
         return lowering.input_gradient_winograd(window, g, kernel)
 

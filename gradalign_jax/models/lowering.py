@@ -6,9 +6,11 @@ among them. Those called `weights_...` compute the gradient of the kernel from i
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gradalign_jax.models.linear import product
@@ -93,11 +95,18 @@ def patches(window: Window, x: Array, kernel: Array) -> Array:
 
 def dense(window: Window, x: Array, kernel: Array) -> Array:
     """One product of whole images with the matrix of the linear map, for images of very few pixels."""
-    zero = jnp.zeros(kernel.shape[2:], kernel.dtype)
-    taps = _dense_taps(window)
-    blocks = [[zero if tap is None else kernel[tap] for tap in row] for row in taps]
-    matrix = _prepared(jnp.concatenate([jnp.concatenate(row, axis=1) for row in blocks]))
+    matrix = _prepared(_dense_matrix(window, kernel))
     return product(x.reshape(len(x), -1), matrix).reshape(len(x), *window.output, kernel.shape[3])
+
+
+def input_gradient_dense(window: Window, g: Array, kernel: Array) -> Array:
+    """The input gradient of `dense`, by the same matrix: one of the turned kernel takes longer to lay out than to use.
+
+    In bfloat16 the transpose is made beforehand; XLA would take a product with it in float32 on some CPUs.
+    """
+    matrix = _prepared(_dense_matrix(window, kernel))
+    turned = _prepared(matrix.T) if matrix.dtype == jnp.bfloat16 else matrix.T
+    return product(g.reshape(len(g), -1), turned).reshape(len(g), *window.image, kernel.shape[2])
 
 
 def winograd(window: Window, x: Array, kernel: Array) -> Array:
@@ -108,7 +117,7 @@ def winograd(window: Window, x: Array, kernel: Array) -> Array:
     return _rows_of_tiles(products, window.output[0])
 
 
-def weights_patches(window: Window, x: Array, g: Array, limit: int = 2**22) -> Array:
+def weights_patches(window: Window, x: Array, g: Array, limit: float = 2**22) -> Array:
     """One product of patches with output gradients, or one for each kernel row above `limit` floats."""
     rows, columns = window.live_taps(0), window.live_taps(1)
     size = len(rows) * len(columns) * x.shape[-1] * g.size // g.shape[-1]
@@ -117,6 +126,14 @@ def weights_patches(window: Window, x: Array, g: Array, limit: int = 2**22) -> A
     live = jnp.concatenate(live).reshape(len(rows), len(columns), x.shape[-1], g.shape[-1])
     missing = [(t.start, k - t.stop) for t, k in zip((rows, columns), window.kernel, strict=True)]
     return jnp.pad(live, (*missing, (0, 0), (0, 0)))
+
+
+def weights_few_outputs(window: Window, x: Array, g: Array) -> Array:
+    """One product of images with patches of the output gradients, which have fewer channels (stride 1, wide images)."""
+    back = _back(window)
+    seen = _patches(back, g, range(window.kernel[0]))
+    flat = _flat_product(seen, x).reshape(*window.kernel, g.shape[-1], x.shape[-1])
+    return flat[::-1, ::-1].swapaxes(2, 3)
 
 
 def weights_dense(window: Window, x: Array, g: Array) -> Array:
@@ -133,15 +150,15 @@ def weights_dense(window: Window, x: Array, g: Array) -> Array:
 
 
 def weights_winograd(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of `winograd`'s kernel, by the same half of the products."""
+    """The gradient of `winograd`'s kernel, by the same half of the products; the narrower side is the one patched."""
     missing = -window.output[0] % TILE
     tiles = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
     tiles = [tiles[:, row::TILE] for row in range(TILE)]
     gradients = []
     for band, weights in zip(_bands(window, x), zip(*TO_OUTPUT, strict=True), strict=True):
-        spread = _combine(weights, tiles)
-        seen = _patches(_row_window(window, band), band, range(1))
-        gradients.append(_flat_product(seen, spread).reshape(window.kernel[1], x.shape[-1], g.shape[-1]))
+        spread, row = _combine(weights, tiles), _row_window(window, band)
+        one = weights_few_outputs if g.shape[-1] < x.shape[-1] else partial(weights_patches, limit=np.inf)
+        gradients.append(one(row, band, spread)[0])
     return jnp.stack([_combine(weights, gradients) for weights in zip(*FROM_KERNEL, strict=True)])
 
 
@@ -151,16 +168,25 @@ def input_gradient_winograd(window: Window, g: Array, kernel: Array) -> Array:
     The products contract the kernel's outputs where they lie: to transpose it first, fused into the sums of
     `winograd`, costs five times the products where channels are many and pixels few.
     """
-    pads = []
-    for n, k, out, (low, _) in zip(window.image, window.kernel, window.output, window.pads, strict=True):
-        pads.append((k - 1 - low, n + low - out))
-    back, taps = Window(window.output, window.kernel, 1, tuple(pads)), window.kernel[1]
+    back, taps = _back(window), window.kernel[1]
     products = []
     for band, weights in zip(_bands(back, g), FROM_KERNEL, strict=True):
-        part, seen = _combine(weights, kernel[::-1]), _pad(band, ((0, 0), pads[1]))
+        part, seen = _combine(weights, kernel[::-1]), _pad(band, ((0, 0), back.pads[1]))
         views = [seen[:, :, tap : tap + window.image[1]] for tap in range(taps)]
         products.append(sum(product(view, part[taps - 1 - tap].T) for tap, view in enumerate(views)))
     return _rows_of_tiles(products, window.image[0])
+
+
+def input_gradient_plain(window: Window, g: Array, kernel: Array) -> Array:
+    """The input gradient as XLA's own convolution of the output gradients, dilated by the stride."""
+    pads = []
+    for n, k, out, (low, _) in zip(window.image, window.kernel, window.output, window.pads, strict=True):
+        pads.append((k - 1 - low, n + low - 1 - window.stride * (out - 1)))
+    turned, strides = kernel[::-1, ::-1].swapaxes(2, 3), (window.stride, window.stride)
+    return lax.conv_general_dilated(
+        *(g.astype(kernel.dtype), turned, (1, 1), pads),
+        **{"lhs_dilation": strides, "dimension_numbers": LAYOUT, "preferred_element_type": g.dtype},
+    )
 
 
 def input_gradient_by_phase(window: Window, g: Array, kernel: Array, stride_one: Form) -> Array:
@@ -221,6 +247,20 @@ def _patches(window: Window, x: Array, rows: range) -> Array:
             strides = (1, stride, stride, 1)
             seen.append(lax.slice(x, (0, row, column, 0), (len(x), *last, x.shape[-1]), strides))
     return jnp.concatenate(seen, axis=-1)
+
+
+def _back(window: Window) -> Window:
+    """The window of the input gradient of a convolution of stride 1, which the turned kernel slides over."""
+    sizes = zip(window.image, window.kernel, window.output, window.pads, strict=True)
+    pads = tuple((k - 1 - low, n + low - out) for n, k, out, (low, _) in sizes)
+    return Window(window.output, window.kernel, 1, pads)
+
+
+def _dense_matrix(window: Window, kernel: Array) -> Array:
+    """Returns the matrix of the linear map from whole images to whole outputs, [H * W * I, h * w * O]."""
+    zero = jnp.zeros(kernel.shape[2:], kernel.dtype)
+    blocks = [[zero if tap is None else kernel[tap] for tap in row] for row in _dense_taps(window)]
+    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in blocks])
 
 
 def _dense_taps(window: Window) -> list[list[tuple[int, int] | None]]:

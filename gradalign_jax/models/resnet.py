@@ -23,24 +23,45 @@ STEMS = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}  # kernel size, stride, padd
 
 
 class Conv(nn.Module):
-    """A convolution without bias, zero padded on all sides alike (PyTorch's rule, not "SAME").
-
-    Products are taken in the kernel's precision, but those of images (`reads_image`) in theirs: a small perturbation
-    would be lost in bfloat16.
-    """
+    """A convolution without bias, zero padded on all sides alike (PyTorch's rule, not "SAME")."""
 
     features: int
     size: int
     stride: int
     padding: int
-    reads_image: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, I] to [B, h, w, features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", torch_uniform, shape)
-        return conv(x, kernel.astype(x.dtype) if self.reads_image else kernel, self.stride, self.padding)
+        return conv(x, kernel, self.stride, self.padding)
+
+
+class Stem(nn.Module):
+    """Normalises images with ImageNet's mean and deviation, grey ones as three equal channels, and convolves them.
+
+    All products are in float32, whatever the kernel's precision: a small perturbation would be lost in bfloat16.
+    """
+
+    features: int
+    size: int
+    stride: int
+    padding: int
+    input_mapping: str
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        """Maps [B, H, W, 1 or 3] to [B, h, w, features]."""
+        kernel = self.param("kernel", torch_uniform, (self.size, self.size, 3, self.features)).astype(image.dtype)
+        scale, shift = normalisation(self.input_mapping)
+        if image.shape[-1] == 3:
+            return conv(image * scale + shift, kernel, self.stride, self.padding)
+        # Three channels that are one, scaled and shifted, take a third of the products: the kernels' weighted sum sees
+        # the image, and theirs weighted by the shifts what all images share, ones that padding surrounds.
+        ones = jnp.ones((1, *image.shape[1:]), image.dtype)
+        seen, shared = (jnp.einsum("abcd,c->abd", kernel, weights)[:, :, None] for weights in (scale, shift))
+        return conv(image, seen, self.stride, self.padding) + conv(ones, shared, self.stride, self.padding)
 
 
 class BatchNorm(nn.Module):
@@ -121,8 +142,7 @@ class ResNet18(nn.Module):
     def __call__(self, image: Array, train: bool) -> Array:
         """Maps images [B, H, W, 1 or 3] to [B, outputs]."""
         norm = partial(BatchNorm, self.frozen_norm, self.axis_name)
-        x = normalise(image, self.input_mapping)
-        x = Conv(WIDTHS[0], *STEMS[self.stem], reads_image=True, name="conv1")(x)
+        x = Stem(WIDTHS[0], *STEMS[self.stem], self.input_mapping, name="conv1")(image)
         x = nn.relu(norm(name="bn1")(x, train))
         if self.stem == "imagenet":
             x = max_pool(x)
@@ -133,13 +153,13 @@ class ResNet18(nn.Module):
         return Linear(self.outputs, name="fc")(x.mean((1, 2)))
 
 
-def normalise(image: Array, input_mapping: str) -> Array:
-    """Applies ImageNet's mean and deviation to images in [-1, 1]; grey ones are broadcast to 3 channels.
+def normalisation(input_mapping: str) -> tuple[Array, Array]:
+    """Scale and shift `[3]` that apply ImageNet's mean and deviation to images in [-1, 1].
 
     "unit" maps them to [0, 1] first, "raw" does not.
     """
     scale, shift = INPUT_MAPPINGS[input_mapping]
-    return (image * scale + shift - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    return scale / jnp.array(IMAGENET_STD), (shift - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
 def max_pool(x: Array) -> Array:

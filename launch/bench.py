@@ -2,8 +2,8 @@
 
 Two PyTorch columns: "authors" does the work of the authors' training loop, "lean" only what the method needs
 (launch/torch_peer). All sides run in this process, with equal weights, in interleaved rounds; a ratio is
-the median over rounds of theirs / ours, above 1 where ours is faster. Compile time is apart. Without PyTorch,
-ours is timed alone.
+the median over rounds of theirs / ours, above 1 where ours is faster. Our steps are timed as training runs them, many
+in one program; compile time is apart. Without PyTorch, ours is timed alone.
 """
 
 import argparse
@@ -158,7 +158,8 @@ def measure(item: bench_items.Item, rounds: int, machine: dict, clock: Callable[
             time.sleep(GAP)
             if calls[side] > 1:
                 item.sides[side]()  # untimed: refills the caches and wakes this side's threads
-            times[side].append(seconds(item.sides[side], calls[side], clock) / item.parts)
+            parts = item.parts * (item.steps if side == "ours" else 1)
+            times[side].append(seconds(item.sides[side], calls[side], clock) / parts)
     ours = statistics.median(times["ours"])
     ratios = {
         side: statistics.median(theirs / mine for theirs, mine in zip(times[side], times["ours"], strict=True))

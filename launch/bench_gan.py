@@ -1,7 +1,5 @@
 """The bench's item for the conditional GAN: one training iteration, ours and PyTorch's, from equal weights."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from launch.bench_items import torch
 
 ITEMS = ["gan_iteration"]
 CLASSES, CHANNELS, LATENT, BATCH, D_STEPS = 10, 3, 128, 50, 4
+STEPS = 4  # iterations of ours in one program
 
 
 def build(width: int) -> bench_items.Item:
@@ -56,16 +55,9 @@ def build(width: int) -> bench_items.Item:
             "lean": bench_items.faster_layout(lambda channels_last: their_side(True, channels_last)),
         }
     step = gan.make_step(generator, discriminator, optimizer, num_classes=CLASSES, latent_dim=LATENT)
-    start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, keys).compile()
-    seconds = time.perf_counter() - start
-
-    def run():
-        nonlocal state
-        state, metrics = compiled(state, batch, keys)
-        jax.block_until_ready((state, metrics))
-
-    return bench_items.Item(f"gan_iteration (width {width})", {"ours": run, **sides}, seconds, agreement, None)
+    run, seconds = bench_items.our_program(step, state, (batch, keys), STEPS)
+    name = f"gan_iteration (width {width})"
+    return bench_items.Item(name, {"ours": run, **sides}, seconds, agreement, None, steps=STEPS)
 
 
 def check_agreement(generator, discriminator, state, peers, latent, image) -> str:

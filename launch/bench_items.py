@@ -46,14 +46,15 @@ class Experiment(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One measurement: `sides` are functions that run one step and wait for it."""
+    """One measurement: `sides` are functions that run one step, ours `steps` of them, and wait for it."""
 
     name: str
     sides: dict[str, Callable[[], Any]]
     compile_seconds: float
     agreement: str | None
     flops: float | None
-    parts: int = 1  # what one run of a side is divided by: times and flops are for one part
+    parts: int = 1  # what one step of any side is divided by: times and flops are for one part
+    steps: int = 1
 
 
 EXPERIMENTS = {
@@ -94,6 +95,7 @@ EXPERIMENTS = {
         step_size=0.02,
     ),
 }
+STEPS = {"spheres": 50, "mnist": 10, "cifar": 4}  # of ours in one program; a training run has up to 500
 METHODS = {"plain": "baseline", "align": "align", "pgd": "pgd"}
 ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian"]
 ITEMS += [f"projection_{form}" for form in bench_projection.FORMS]
@@ -111,12 +113,12 @@ def build(name: str, attack_steps: int = 40, attack_dtype: str = "bfloat16") -> 
     batch, destinations = make_batch(data, experiment)
     variables = experiment.classifier.init(jax.random.key(0))
     agreement = check_agreement(experiment, variables, batch) if torch else None
-    sides = {}
+    sides, steps = {}, 1 if method == "jacobian" else STEPS[data]
     if method == "jacobian":
         sides["ours"], seconds = our_jacobian(experiment, variables, batch)
         peer_side = peer_jacobian
     else:
-        options = {"attack_steps": attack_steps, "attack_dtype": attack_dtype}
+        options = {"steps": steps, "attack_steps": attack_steps, "attack_dtype": attack_dtype}
         sides["ours"], seconds = our_step(experiment, variables, batch, METHODS[method], destinations, **options)
         peer_side = partial(peer_step, method=METHODS[method], destinations=destinations, steps=attack_steps)
     if torch:
@@ -124,9 +126,30 @@ def build(name: str, attack_steps: int = 40, attack_dtype: str = "bfloat16") -> 
         lean_side = partial(peer_side, experiment, variables, batch, lean)
         sides["lean"] = faster_layout(lean_side) if batch.image.ndim == 4 else lean_side()
     flops = spheres_flops(method, attack_steps) if data == "spheres" else None
-    return Item(
-        f"{name} (k={attack_steps}, {attack_dtype})" if method == "pgd" else name, sides, seconds, agreement, flops
-    )
+    title = f"{name} (k={attack_steps}, {attack_dtype})" if method == "pgd" else name
+    return Item(title, sides, seconds, agreement, flops, steps=steps)
+
+
+def our_program(step: Callable, state, arguments: tuple, steps: int) -> tuple[Callable[[], None], float]:
+    """Runs `steps` training steps as one program, as a training run does; and seconds to trace and compile it.
+
+    The memory of a program's temporaries is the system's again when it ends: a step on its own is slower on a CPU, by
+    half for a convolutional network, for the pages that it has to be given anew.
+    """
+
+    def many(state, *arguments):
+        return jax.lax.scan(lambda state, _: step(state, *arguments), state, length=steps)
+
+    start = time.perf_counter()
+    compiled = jax.jit(many, donate_argnums=0).lower(state, *arguments).compile()
+    seconds = time.perf_counter() - start
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = compiled(state, *arguments)
+        jax.block_until_ready((state, metrics))
+
+    return run, seconds
 
 
 def build_projection(name: str, form: str) -> Item:
@@ -158,9 +181,16 @@ def make_batch(data: str, experiment: Experiment) -> tuple[Batch, np.ndarray | N
 
 
 def our_step(
-    experiment: Experiment, variables, batch: Batch, method: str, destinations, attack_steps: int, attack_dtype: str
+    experiment: Experiment,
+    variables,
+    batch: Batch,
+    method: str,
+    destinations,
+    steps: int,
+    attack_steps: int,
+    attack_dtype: str,
 ):
-    """Our compiled training step, its state donated, and the seconds it took to trace and compile."""
+    """Our training steps, their state donated, and the seconds it took to trace and compile them."""
 
     def delta_x(image, label, target, index):
         if destinations is None:
@@ -177,16 +207,7 @@ def our_step(
     keys = jax.random.split(jax.random.key(1), len(batch.label))
     settings = {"weight": experiment.weight, "epsilon": experiment.epsilon, "step_size": experiment.step_size}
     settings = jax.tree.map(jnp.float32, settings)
-    start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, keys, settings).compile()
-    seconds = time.perf_counter() - start
-
-    def run():
-        nonlocal state
-        state, metrics = compiled(state, batch, keys, settings)
-        jax.block_until_ready((state, metrics))
-
-    return run, seconds
+    return our_program(step, state, (batch, keys, settings), steps)
 
 
 def our_jacobian(experiment: Experiment, variables, batch: Batch):

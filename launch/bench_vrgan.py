@@ -1,6 +1,5 @@
 """The VR-GAN items of bench.py: one step of generator and critic, ours and PyTorch's, with equal weights."""
 
-import time
 from functools import partial
 
 import jax
@@ -11,7 +10,7 @@ from gradalign_jax import training
 from gradalign_jax.deltax import vrgan
 from gradalign_jax.models import resnet, unet
 from gradalign_jax.types import Batch
-from launch.bench_items import Item, faster_layout, relative_difference, to_torch
+from launch.bench_items import Item, faster_layout, our_program, relative_difference, to_torch
 
 try:
     import torch
@@ -21,8 +20,9 @@ try:
 except ImportError:
     torch = None
 
-# Pixels of a side, downsamplings and images a batch of each item; the films' batch of 12 is cut for a CPU's patience.
-SHAPES = {"vrgan_28": (28, 2, 12), "vrgan_224": (224, 4, 2)}
+# Pixels of a side, downsamplings, images a batch, and steps of ours in one program; the films' batch of 12 is cut for a
+# CPU's patience.
+SHAPES = {"vrgan_28": (28, 2, 12, 10), "vrgan_224": (224, 4, 2, 2)}
 ITEMS = list(SHAPES)
 
 
@@ -39,35 +39,25 @@ class _ModelsInput(torch.nn.Module if torch else object):
 
 def build(name: str) -> Item:
     """Builds one of ITEMS. Without PyTorch only our side is there."""
-    side, downsamplings, count = SHAPES[name]
+    side, downsamplings, count, steps = SHAPES[name]
     generator = unet.create(width=64, downsamplings=downsamplings)
     critic = resnet.create(2, binary=True, channels=1, input_mapping="raw")
     optimizer = training.adam(1e-4, 0.0, 0.9)
     state = jax.device_get(vrgan.create_state(generator, critic, optimizer, jax.random.key(0)))
     image = np.random.default_rng(0).uniform(-1, 1, (count, side, side, 1)).astype(np.float32)
     batch = Batch(jnp.asarray(image), jnp.arange(count) % 2, jnp.arange(count))
-    ours, seconds = _our_side(generator, critic, optimizer, state, batch)
+    ours, seconds = _our_side(generator, critic, optimizer, state, batch, steps)
     if not torch:
-        return Item(name, {"ours": ours}, seconds, None, None)
+        return Item(name, {"ours": ours}, seconds, None, None, steps=steps)
     agreement = _agreement(generator, state, batch, downsamplings)
     sides = {"ours": ours, "authors": _peer_side(state, batch, downsamplings, "authors")}
     sides["lean"] = faster_layout(partial(_peer_side, state, batch, downsamplings, "lean"))
-    return Item(name, sides, seconds, agreement, None)
+    return Item(name, sides, seconds, agreement, None, steps=steps)
 
 
-def _our_side(generator, critic, optimizer, state, batch):
+def _our_side(generator, critic, optimizer, state, batch, steps: int):
     step = vrgan.make_step(generator, critic, optimizer)
-    start = time.perf_counter()
-    state = jax.tree.map(jnp.asarray, state)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    seconds = time.perf_counter() - start
-
-    def run():
-        nonlocal state
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return run, seconds
+    return our_program(step, jax.tree.map(jnp.asarray, state), (batch,), steps)
 
 
 def _peers(state, downsamplings: int, channels_last: bool):

@@ -21,7 +21,7 @@ def _unit(vector: Array) -> Array:
     # The direction of v does not depend on its scale, so the scale is a constant to every derivative. Dividing by
     # it keeps v² away from underflow: float32 cannot hold the square of 1e-20.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(vector), axis=-1, keepdims=True))
-    nonzero = scale > _TINY
+    nonzero = ~(scale <= _TINY)  # NaN is not zero: it must show
     scaled = jnp.where(nonzero, vector / jnp.where(nonzero, scale, 1), 0)
     squared = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
     return scaled * jax.lax.rsqrt(jnp.where(nonzero, squared, 1))
@@ -81,7 +81,7 @@ def closest_class(logits: Array, jacobian: Array, reference: Array) -> tuple[Arr
     safe = jnp.where(scale > 0, scale, 1)
     norm = jnp.sqrt(jnp.sum((difference / safe) ** 2, axis=-1)) * scale[..., 0]
     gap = logits[rows, reference][:, None] - logits
-    distance = jnp.where(norm > 0, gap / jnp.where(norm > 0, norm, 1), jnp.inf)
+    distance = jnp.where(norm == 0, jnp.inf, gap / jnp.where(norm == 0, 1, norm))
     is_reference = jnp.arange(classes)[None] == reference[:, None]
     distance = jnp.where(is_reference, jnp.inf, distance)
     # Unreachable classes still come before the reference itself.

@@ -45,14 +45,14 @@ def warnings(
     Args:
       curves: by attack (`pgd_linf`, `pgd_l2`, `square_linf`): `epsilons`, `errors`, and `censored` as
         `robustness.epsilon_half` says.
-      zero_gradients: share of images on which the attack's loss has no gradient at all.
+      zero_gradients: share of images on which the attack's loss has no gradient at all, or none that is finite.
       white_box: errors of PGD L∞ on the images and at the ε of `square_linf`; None takes its curve.
     """
     lines = []
     if zero_gradients:
         lines.append(
-            f"the attacks' loss has a zero gradient on {zero_gradients:.1%} of the images: PGD is blind there, and its "
-            "errors are too low; attack with the margin loss"
+            f"the attacks' loss has no gradient, zero or not a number, on {zero_gradients:.1%} of the images: PGD is "
+            "blind there, and its errors are too low; attack with the margin loss"
         )
     clean = max((curve["errors"][0] for curve in curves.values()), default=0.0)
     if clean >= 0.5:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import alignment, parallel
@@ -17,6 +18,11 @@ from gradalign_jax.attacks import pgd, square
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.data import pipeline
 from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, Variables
+
+
+def predicted(logits: Array) -> Array:
+    """The class of the largest logit `[B]`; -1, which is no class, where one is NaN (argmax would say class 0)."""
+    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
 
 
 class Evaluation:
@@ -71,7 +77,7 @@ class Evaluation:
             return parallel.pmap(on_device, on, in_axes=(0, 0, None, 0, *in_axes))
 
         def attacked(attack, logits_fn, batch, keys, rows, epsilon, step_size):
-            return logits_fn(attack(logits_fn, keys, batch.image, batch.label, epsilon, step_size)).argmax(-1)
+            return predicted(logits_fn(attack(logits_fn, keys, batch.image, batch.label, epsilon, step_size)))
 
         def start(logits_fn, batch, keys, rows):
             return black_box.start(logits_fn, keys, batch.image, batch.label, rows["epsilon"])
@@ -81,7 +87,7 @@ class Evaluation:
             return black_box.search(logits_fn, *arguments)
 
         self._attacked = {name: compiled(partial(attacked, attack), None, None) for name, attack in attacks.items()}
-        self._clean = compiled(lambda logits_fn, batch, keys, rows: logits_fn(batch.image).argmax(-1))
+        self._clean = compiled(lambda logits_fn, batch, keys, rows: predicted(logits_fn(batch.image)))
         self._aligned = compiled(self._align, 0)
         self._by_class = compiled(self._align_by_class, 0)
         self._start, self._search = compiled(start), compiled(search, None, None)

@@ -39,6 +39,26 @@ def _classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
     return shape[1]
 
 
+def _check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
+    """Traces `delta_x` without computing anything, and compares shapes."""
+    two, row = jax.ShapeDtypeStruct((2, *image.shape[1:]), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    try:
+        shape = getattr(jax.eval_shape(delta_x, two, row, row, row), "shape", None)
+    except Exception as error:
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"delta_x cannot be traced by JAX on images {two.shape} and int32 rows ({cause})") from error
+    if shape != two.shape:
+        raise ValueError(f"delta_x returns {shape} for images {two.shape}: it must return vectors of the images' shape")
+
+
+def _grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """The ε of an error curve as plain numbers."""
+    grid = tuple(map(float, np.ravel(values)))
+    if not (grid and grid[0] > 0 and np.all(np.diff(grid) > 0) and math.isfinite(grid[-1])):
+        raise ValueError(f"{name} must be ascending numbers > 0, got {grid}")
+    return grid
+
+
 def _compute(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
     return compute()
 
@@ -126,36 +146,43 @@ def evaluate(
       >>> result["accuracy"], round(result["epsilon_half"]["pgd_linf"], 2), result["warnings"]
       (1.0, 0.5, [])
     """
-    classes = _classes(logits_fn, np.asarray(images))
+    images = np.asarray(images)
+    classes = _classes(logits_fn, images)
     if num_classes not in (None, classes):
         raise ValueError(f"num_classes={num_classes}, but logits_fn returns {classes} logits: correct one of them")
+    if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
     data.check(images, labels, classes, bounds)
-    for name, grid in (("epsilons", epsilons), ("l2_epsilons", l2_epsilons)):
-        if grid is not None and not (len(grid) and grid[0] > 0 and np.all(np.diff(grid) > 0)):
-            raise ValueError(f"{name} must be ascending numbers > 0, got {tuple(grid)}")
+    if delta_x is not None:
+        _check_delta_x(delta_x, images)
+    epsilons = _grid("epsilons", epsilons)
+    l2_epsilons = None if l2_epsilons is None else _grid("l2_epsilons", l2_epsilons)
+    if loss not in pgd.LOSSES:
+        raise ValueError(f"unknown attack loss {loss!r}: use one of {', '.join(sorted(pgd.LOSSES))}")
     for name in attacks:
         if name not in measurements.ATTACKS:
             raise ValueError(f"unknown attack {name!r}: use some of {', '.join(measurements.ATTACKS)}")
     for name, value in (("step_size", step_size), ("l2_step_size", 1 if l2_step_size is None else l2_step_size)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}={value} must be a number > 0")
-    for name, value in (("block", block), ("steps", steps), ("queries", queries)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be >= 1")
+    counts = {"block": (block, 1), "steps": (steps, 1), "queries": (queries, 1), "cw_images": (cw_images, 0)}
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}={value} must be an integer >= {least}")
     if index is not None and len(index) != len(labels):
         raise ValueError(f"index has {len(index)} entries for {len(labels)} images: give one each")
     root = math.sqrt(math.prod(np.shape(images)[1:]))
     grids = {
-        "pgd_linf": (step_size, tuple(epsilons)),
+        "pgd_linf": (step_size, epsilons),
         "pgd_l2": (
             l2_step_size or step_size * root,
-            tuple([e * root for e in epsilons] if l2_epsilons is None else l2_epsilons),
+            tuple(e * root for e in epsilons) if l2_epsilons is None else l2_epsilons,
         ),
     }
     white_box = {name: grids[name] for name in attacks if name in grids}
     black_box = "square_linf" in attacks
     plan = measurements.Plan(
-        white_box, tuple(epsilons), queries if black_box else 0, nearest_images=min(cw_images, len(labels))
+        white_box, epsilons, queries if black_box else 0, nearest_images=min(cw_images, len(labels))
     )
     index = np.arange(len(labels)) if index is None else index
     split = data.Split(np.asarray(images, np.float32), np.asarray(labels, np.int32), np.asarray(index, np.int32))
@@ -181,6 +208,8 @@ def evaluate(
             kept = Workdir(workdir, _identity(logits_fn, delta_x, split, classes, settings))
             stack.callback(kept.close)
             value = kept.remembered()
+        # As in runs from a config: what is reported is of float32 products, which a GPU or TPU shortens by default.
+        stack.enter_context(jax.default_matmul_precision("highest"))
         bar = stack.enter_context(tqdm(points, unit="point", dynamic_ncols=True, disable=None))
         values = measurements.gather(
             (point, value(point.measure, point.epsilon, point.part.start, point.compute)) for point in bar

@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
         workdir.close()
     except KeyboardInterrupt:
         _fail("stopped; type the same command to go on", 130)
-    except (ValueError, ImportError, OSError, jax.errors.JaxRuntimeError) as error:
+    except Exception as error:
         if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
         _fail(_first_line(error))

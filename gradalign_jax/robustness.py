@@ -23,6 +23,10 @@ class EpsilonHalf(float):
         self.threshold, self.censored = threshold, censored
         return self
 
+    def __getnewargs__(self) -> tuple[float, float, bool]:
+        """What copies and pickles are made of."""
+        return float(self), self.threshold, self.censored
+
 
 def _check(epsilons: Sequence[float], errors: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     eps, err = np.asarray(epsilons, float), np.asarray(errors, float)
@@ -33,6 +37,8 @@ def _check(epsilons: Sequence[float], errors: Sequence[float]) -> tuple[np.ndarr
     if not np.all((err >= 0) & (err <= 1)):
         raise ValueError(f"errors must be rates between 0 and 1, got {err.tolist()}")
     # The authors' lists begin with the training error registered at ε = -1; it is not a point of this curve.
+    if eps[-1] < 0:
+        raise ValueError(f"epsilons hold no number >= 0, got {eps.tolist()}")
     return eps[eps >= 0], err[eps >= 0]
 
 

@@ -102,7 +102,7 @@ _PROJECT = {
         lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
     ),
     "project.images": _ZERO_OR_MORE,
-    "project.steps": ("must be two numbers >= 0", lambda v: len(v) == 2 and min(v) >= 0),
+    "project.steps": ("must be two integers >= 0", lambda v: len(v) == 2 and min(v) >= 0 and {*map(type, v)} == {int}),
     "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),
     "project.penalty": _ZERO_OR_MORE,
     "project.eps": _POSITIVE,
@@ -133,7 +133,11 @@ def _check_rules(config: ConfigDict, rules: dict) -> None:
         except KeyError as error:
             raise ValueError(f"config.{key} is missing: see configs/common.py") from error
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
-        if not all(map(math.isfinite, numbers)) or not holds(value):
+        try:
+            kept = all(map(math.isfinite, numbers)) and holds(value)
+        except TypeError:  # words where numbers belong
+            kept = False
+        if not kept:
             raise ValueError(f"config.{key}={value!r} {rule}")
 
 

@@ -64,6 +64,10 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -95,9 +99,13 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"another process is writing {path}: stop it or choose another --workdir") from error
-        self._claim(json.loads(json.dumps(config)))
         self._board, self._started = None, time.monotonic()
-        self._go_on_from(max((point["seconds"] for point in self.points()), default=0.0))
+        try:
+            self._claim(json.loads(json.dumps(config)))
+            self._go_on_from(max((point["seconds"] for point in self.points()), default=0.0))
+        except RunError:
+            self._lock.close()  # a corrected call in the same process may have it
+            raise
 
     def _claim(self, config: dict[str, Any]) -> None:
         file = self.path / "config.json"
@@ -181,17 +189,27 @@ class Workdir:
     def metrics(self, step: int, **values: float) -> None:
         """One line of metrics.jsonl, and the same scalars for TensorBoard."""
         self._append("metrics.jsonl", {"step": step, **values})
+        if not self._board_writes():  # its queue would fill up, and then block for ever
+            raise RunError(
+                f"cannot write {self.path / 'tensorboard'}: free space and type the same command: the run goes on from "
+                "its last checkpoint"
+            )
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
+
+    def _board_writes(self) -> bool:
+        """Whether the thread that writes TensorBoard's files is alive; it dies of a full disk without telling."""
+        return self._board.file_writer.event_writer._worker.is_alive()
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return self._lines("metrics.jsonl")
 
     def points(self) -> list[dict[str, Any]]:
-        """The finished points of the evaluation."""
-        return self._lines("evaluation.jsonl")
+        """The finished points of the evaluation, those left out whose line is damaged."""
+        lines = ({"digest": "", **line} for line in self._lines("evaluation.jsonl"))
+        return [line for line in lines if line.pop("digest") == _digest(line)]
 
     def remembered(self) -> Callable[..., Any]:
         """`value(measure, epsilon, first, compute)`: what an earlier start recorded, else computed and recorded now."""
@@ -212,7 +230,8 @@ class Workdir:
 
     def point(self, **values: Any) -> None:
         """Records one finished point of the evaluation."""
-        self._append("evaluation.jsonl", {"seconds": round(self.seconds(), 3), **values})
+        values = json.loads(json.dumps({"seconds": round(self.seconds(), 3), **values}))
+        self._append("evaluation.jsonl", {**values, "digest": _digest(values)})
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         try:
@@ -231,12 +250,12 @@ class Workdir:
     def _lines(self, name: str) -> list[dict[str, Any]]:
         file = self.path / name
         lines = []
-        for text in file.read_text().splitlines() if file.exists() else []:
+        for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:  # the torn line of a killed writer
                 continue
-        return lines
+        return [line for line in lines if isinstance(line, dict)]
 
     def result(self) -> dict[str, Any] | None:
         """The finished run's result.json, or None."""
@@ -249,6 +268,6 @@ class Workdir:
 
     def close(self) -> None:
         """Lets another writer in."""
-        if self._board is not None:
+        if self._board is not None and self._board_writes():
             self._board.close()
         self._lock.close()

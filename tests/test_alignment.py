@@ -150,6 +150,14 @@ def test_cosine_at_zero_and_at_tiny_vectors_is_finite_to_the_second_derivative()
     np.testing.assert_allclose(alignment.cosine_similarity(ones, 1e30 * ones), 1, rtol=1e-6)
 
 
+def test_what_is_not_a_number_shows():
+    bad = jnp.array([[np.nan, 1.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(np.isnan(alignment.cosine_similarity(bad, jnp.ones((2, 2)))), [True, False])
+    jacobian = jnp.array([[[0.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]])
+    _, distance = alignment.closest_class(jnp.array([[1.0, 0.0, 0.5]]), jacobian, jnp.array([0]))
+    np.testing.assert_array_equal(distance, [[np.inf, np.nan, np.inf]])
+
+
 def test_cosine_derivatives_equal_those_of_the_formula():
     a, b = jax.random.normal(jax.random.key(0), (2, 1, 6))
 

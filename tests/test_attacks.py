@@ -163,3 +163,11 @@ def test_keys_per_image_make_the_batch_irrelevant():
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=r"l1|hinge|steps|bounds"):
         pgd.make(**arguments)
+
+
+@pytest.mark.parametrize("epsilon", [-0.25, np.nan, np.array([0.1, -0.1])], ids=str)
+def test_wrong_epsilons_are_named(epsilon):
+    image, label = images()
+    for attack in (pgd.make("l2", steps=1), pgd.make("linf", steps=1)):
+        with pytest.raises(ValueError, match=r"epsilon=.* must be >= 0"):
+            attack(curved, jax.random.key(0), image, label, epsilon, 0.1)

@@ -225,6 +225,43 @@ def test_what_a_user_gives_is_checked():
     fails("unknown attack 'fgsm'", attacks=("fgsm",))
     fails("cannot be traced by JAX", logits_fn=lambda x: np.asarray(x))
     fails("not logits", logits_fn=lambda x: x.sum((1, 2, 3)))
+    fails("ascending numbers", epsilons=(0.1, np.inf))
+    fails("smallest and the largest", bounds=None)
+    fails("unknown attack loss 'hinge'", loss="hinge", attacks=("square_linf",))
+    fails("must be an integer", steps=4.0)
+    fails("delta_x cannot be traced", delta_x=lambda x, *_: np.asarray(x))
+    fails("delta_x returns", delta_x=lambda x, *_: x.sum(-1))
+
+
+def test_what_is_not_a_number_counts_as_wrong_and_is_told():
+    """A model whose gradient is NaN on half of the images, and one whose logits are."""
+    image, label = own_images(40)
+    options = {"epsilons": (0.5, 5.0), "attacks": ("pgd_linf", "pgd_l2"), "bounds": (-9.0, 9.0), "steps": 3}
+
+    @jax.custom_vjp
+    def spoilt(x, bad):
+        return x
+
+    spoilt.defvjp(lambda x, bad: (x, bad), lambda bad, g: (jnp.where(bad, jnp.nan, g), None))
+
+    def blind(x):
+        return linear(spoilt(x, (x[:, :1, :1] > 0)))
+
+    told = gradalign_jax.evaluate(blind, image, label, **options)
+    assert told["accuracy"] == 1
+    assert any("no gradient, zero or not a number" in line for line in told["warnings"])
+    nothing = gradalign_jax.evaluate(lambda x: linear(x) * jnp.nan, image, label, **options)
+    assert nothing["accuracy"] == 0
+
+
+def test_grids_may_be_arrays(tmp_path):
+    image, label = own_images(8)
+    options = {"attacks": ("pgd_linf",), "steps": 1}
+    plain = gradalign_jax.evaluate(linear, image, label, epsilons=(0.25, 0.5), **options)
+    for kind in (np.float32, jnp.float32):
+        options["workdir"] = tmp_path / str(kind)[-12:-2]
+        given = kind([0.25, 0.5]) if kind is jnp.float32 else np.array([0.25, 0.5], kind)
+        assert gradalign_jax.evaluate(linear, image, label, epsilons=given, **options) == plain
 
 
 def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -266,7 +303,7 @@ def test_models_of_any_kind():
     expected = (np.asarray(model.apply(variables, image)).argmax(-1) == label).mean()
     assert result["accuracy"] == pytest.approx(expected)
     blind = gradalign_jax.evaluate(lambda x: jnp.round(linear(x)), image, label, **options)
-    assert any("zero gradient on 100.0%" in line for line in blind["warnings"])
+    assert any("no gradient, zero or not a number, on 100.0%" in line for line in blind["warnings"])
 
 
 def test_every_class_against_the_plain_formula():
@@ -300,7 +337,7 @@ def curve(*errors, censored=False):
     ("curves", "options", "named"),
     [
         ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {}, []),
-        ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, ["zero gradient on 25.0%"]),
+        ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, ["no gradient, zero or not a number, on 25.0%"]),
         (
             {"pgd_l2": curve(0.0, 0.6, 0.5, 1.0)},
             {},

@@ -1,5 +1,8 @@
 """ε50% on curves worked out by hand, and the bracketed search against the whole grid."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -49,11 +52,18 @@ def test_hand_made_curves(epsilons, errors, half, censored):
         ((0, 2, 1), (0, 0, 1), "ascend"),
         ((0, 1), (0, 1.5), "rates"),
         ((), (), "equally"),
+        ((-1,), (0.1,), "no number >= 0"),
     ],
 )
 def test_wrong_curves_are_named(epsilons, errors, named):
     with pytest.raises(ValueError, match=named):
         robustness.epsilon_half(epsilons, errors)
+
+
+def test_half_survives_copies():
+    half = robustness.epsilon_half([0, 1, 2], [0.0, 0.2, 0.4])
+    for again in (copy.deepcopy(half), pickle.loads(pickle.dumps(half))):
+        assert (again, again.threshold, again.censored) == (half, half.threshold, True)
 
 
 def test_bracketed_search_equals_the_whole_grid_on_monotone_curves():

@@ -209,11 +209,33 @@ def test_torn_lines_and_files_cost_nothing_else(tmp_path):
     with open(tmp_path / "evaluation.jsonl", "a") as file:
         file.write('{"measure": "a", "eps')
     workdir.point(measure="a", epsilon=0.2, value=2)
+    workdir.point(measure="a", epsilon=0.3, value=[3, 4])
+    file = tmp_path / "evaluation.jsonl"
+    file.write_text(file.read_text().replace("[3, 4]", "[3, 5]"))  # damaged: measured anew
     assert [point["value"] for point in workdir.points()] == [1, 2]
     workdir.close()
     (tmp_path / "config.json").write_text('{"seed"')
     with pytest.raises(RunError, match=r"config.json is damaged"):
         Workdir(tmp_path, config.to_dict())
+
+
+def test_a_refused_directory_is_let_go(tmp_path):
+    Workdir(tmp_path, {"a": 1}).close()
+    with pytest.raises(RunError, match="another config"):
+        Workdir(tmp_path, {"a": 2})
+    Workdir(tmp_path, {"a": 1}).close()
+
+
+def test_a_full_disk_under_tensorboard_is_told(tmp_path):
+    """Its writer is a thread that dies alone, and then blocks whoever feeds it."""
+    workdir = Workdir(tmp_path, {})
+    workdir.open_metrics(0)
+    queue = workdir._board.file_writer.event_writer
+    queue._worker.stop()
+    queue._worker.join()
+    with pytest.raises(RunError, match=r"cannot write .*tensorboard: free space"):
+        workdir.metrics(1, loss=1.0)
+    workdir.close()
 
 
 def test_batch_statistics_are_those_of_the_whole_batch():

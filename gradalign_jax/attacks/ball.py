@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradalign_jax.types import Array
 
@@ -27,6 +28,17 @@ def per_image(value: Array, like: Array) -> Array:
     """A scalar or `[B]` shaped to broadcast against `[B, ...]`."""
     value = jnp.asarray(value, like.dtype)
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
+
+
+def check_epsilon(epsilon: Array) -> None:
+    """Raises ValueError on an ε that is negative or NaN; one that is traced cannot be looked at."""
+    if not isinstance(epsilon, jax.core.Tracer) and not np.all(np.asarray(epsilon) >= 0):
+        raise ValueError(f"epsilon={epsilon} must be >= 0, in the units of the images")
+
+
+def _linf_ascent(gradient: Array) -> Array:
+    # The sign, but no step where the gradient is NaN: one such pixel would make the whole image NaN.
+    return jnp.where(gradient > 0, 1, jnp.where(gradient < 0, -1, 0)).astype(gradient.dtype)
 
 
 def _norm(vector: Array) -> Array:
@@ -65,6 +77,6 @@ def _linf_project(delta: Array, epsilon: Array) -> Array:
 
 
 BALLS = {
-    "linf": Ball(_uniform_cube, jnp.sign, _linf_project),
+    "linf": Ball(_uniform_cube, _linf_ascent, _linf_project),
     "l2": Ball(_uniform_ball, _l2_ascent, _l2_project),
 }

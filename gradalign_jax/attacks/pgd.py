@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gradalign_jax.attacks.ball import BALLS, per_image
+from gradalign_jax.attacks.ball import BALLS, check_epsilon, per_image
 from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
 
 
@@ -22,9 +22,9 @@ LOSSES = {"cross_entropy": _cross_entropy, "margin": _margin}
 
 
 def vanishing(logits_fn: LogitsFn, image: Array, label: Array, loss: str = "cross_entropy") -> Array:
-    """Which images have a loss whose gradient is zero in every pixel, bool `[B]`: there PGD has no direction to go."""
+    """Which images have a loss without a gradient, zero or not finite in every pixel, `[B]`: PGD has no way to go."""
     gradient = jax.grad(lambda x: jnp.sum(LOSSES[loss](logits_fn(x), label)))(image)
-    return jnp.all(gradient.reshape(len(image), -1) == 0, axis=-1)
+    return ~jnp.any(jnp.isfinite(gradient) & (gradient != 0), axis=tuple(range(1, gradient.ndim)))
 
 
 def image_keys(key: Array, count: int) -> Array:
@@ -58,7 +58,8 @@ def make(
       bounds: smallest and largest value of an attacked image. Pixels outside are clamped even at ε = 0.
 
     Raises:
-      ValueError: on an unknown norm or loss, a negative number of steps, or bounds that are not ascending.
+      ValueError: on an unknown norm or loss, a negative number of steps, or bounds that are not ascending; from the
+        attack, on an ε that is negative or NaN, where it is not traced.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -76,6 +77,7 @@ def make(
     ball, loss_fn = BALLS[norm], LOSSES[loss]
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, step_size) -> Array:
+        check_epsilon(epsilon)
         image = jax.lax.stop_gradient(image)
         ascend = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), label)))
 

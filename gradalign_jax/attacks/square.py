@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradalign_jax.attacks.ball import per_image
+from gradalign_jax.attacks.ball import check_epsilon, per_image
 from gradalign_jax.attacks.pgd import LOSSES, image_keys
 from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
 
@@ -169,6 +169,7 @@ def make(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float
     start, search, attacked = parts(queries, initial_fraction, bounds)
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> Array:
+        check_epsilon(epsilon)
         image, keys = jax.lax.stop_gradient(image), image_keys(key, len(image))
         state = start(logits_fn, keys, image, label, epsilon)
         state = search(logits_fn, keys, image, label, epsilon, state, 0, queries - 1)

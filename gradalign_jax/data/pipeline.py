@@ -103,6 +103,6 @@ def _check_range(low: float, high: float, bounds: tuple[float, float]) -> None:
     if low >= 0 and high > 2 * bounds[1]:
         raise ValueError(f"{found}: they look like [0, 255]; pass x / 127.5 - 1, or data.to_float of uint8")
     if low < bounds[0] - slack or high > bounds[1] + slack:
-        raise ValueError(f"{found}: undo the normalisation (it belongs to the model), or pass bounds=None")
+        raise ValueError(f"{found}: undo the normalisation (it belongs to the model), or pass bounds=(low, high)")
     if bounds == IMAGE_RANGE and low >= 0:
-        raise ValueError(f"{found}: they look like [0, 1]; pass 2 * x - 1, or bounds=None if it is meant so")
+        raise ValueError(f"{found}: they look like [0, 1]; pass 2 * x - 1, or bounds=(0, 1) if it is meant so")

@@ -89,7 +89,7 @@ def random_crop(key: Array, image: Array) -> Array:
 def _read(table: Path) -> list[_Row]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")  # a short row lacks its last cells
             rows = [{**row, "row": str(reader.line_num)} for row in reader]
             columns = set(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -75,6 +75,11 @@ class VRGANRun:
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
         self.dataset = batches.load(config)
+        if self.dataset.num_classes != 2:
+            raise RunError(
+                f"a VR-GAN moves images between two classes, {config.data.name} has {self.dataset.num_classes}: "
+                "estimate its Δx by gan and project"
+            )
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)
         self.key = jax.random.key(config.seed)

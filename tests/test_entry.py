@@ -33,6 +33,7 @@ def typed(*arguments, timeout=100):
         (["--config.attack.epsilon=nan"], "config.attack.epsilon=nan"),
         (["--config.method=pdg"], "must be one of baseline, align, pgd"),
         (["--config.validate.epsilons=(0.2, 0.1)"], "ascending"),
+        (["--config.validate.epsilons=('a',)"], "config.validate.epsilons=('a',) must be"),
         (["--config.validate.first_epoch=9"], "config.validate.first_epoch=9"),
         (["--config.devices=4"], "no multiple of config.devices=4"),
         (["--config=configs/mnist.py:align"], "no exact Δx is known for mnist"),

@@ -258,10 +258,10 @@ def test_grids_may_be_arrays(tmp_path):
     image, label = own_images(8)
     options = {"attacks": ("pgd_linf",), "steps": 1}
     plain = gradalign_jax.evaluate(linear, image, label, epsilons=(0.25, 0.5), **options)
-    for kind in (np.float32, jnp.float32):
-        options["workdir"] = tmp_path / str(kind)[-12:-2]
-        given = kind([0.25, 0.5]) if kind is jnp.float32 else np.array([0.25, 0.5], kind)
-        assert gradalign_jax.evaluate(linear, image, label, epsilons=given, **options) == plain
+    for name, library in (("numpy", np), ("jax", jnp)):  # a directory each, so that both are computed
+        given = library.array([0.25, 0.5], "float32")
+        result = gradalign_jax.evaluate(linear, image, label, epsilons=given, workdir=tmp_path / name, **options)
+        assert result == plain
 
 
 def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -439,6 +439,7 @@ def test_mnist_is_compared_on_its_own_pixels():
         ({"project.generator": "nowhere"}, "no such directory"),
         ({"project.splits": ("train", "trian")}, "config.project.splits"),
         ({"project.steps": (600,)}, "config.project.steps"),
+        ({"project.steps": (600.0, 150)}, "two integers"),
         ({"project.precision": "float16"}, "config.project.precision"),
         ({"project.eps": 0.0}, "config.project.eps"),
     ],

@@ -188,6 +188,12 @@ def test_configs_pass_their_check():
         settings.check(copd.get_config("align"))
 
 
+def test_a_short_row_has_empty_cells(tmp_path):
+    (tmp_path / "metadata.csv").write_text("image,patient_id,label,view\na.png,1,0,PA\nb.png,2,1\n")
+    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    assert [row["image"] for row in kept] == ["a.png"]
+
+
 @pytest.mark.skipif(not (FILMS / "metadata.csv").exists(), reason="no films beside the data sets")
 def test_real_films(tmp_path):
     dataset = data.load("copd", cache_dir=tmp_path, folder=FILMS, limit=12)

@@ -45,9 +45,9 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0, back
 #   16, 128 -> 256, / 2    8.6   10 plain        11 by phase    12 patches
 #    4, 512 -> 512        17.3   15 winograd     16 winograd    12 winograd (patches 20)
 # For 64 images of 2 x 2 and 256 channels on two busy cores: plain 85, patches 3.6, dense 1.7.
-# On a Zen 5 core (AVX-512, 230 GFLOP/s), weight gradients of 12 images of 28 x 28 with the image or the output gradient
-# patched: 64 -> 1 channel 2.7 or 0.2, 128 -> 64 by winograd 10.9 or 8.2. Input gradient of 64 grey images of 28 x 28,
-# 7x7 kernels, stride 2: by phase 2.9, plain 1.4.
+# Also on a Zen 5 core (AVX-512, 230 GFLOP/s), weight gradients of 12 images of 28 x 28, with the image or the output
+# gradient patched: 64 -> 1 channel 2.7 or 0.2, 128 -> 64 by winograd 10.9 or 8.2. Input gradient of 64 grey images of
+# 28 x 28, 7x7 kernels, stride 2: by phase 2.9, plain 1.4.
 def choose(window: Window, inputs: int, outputs: int) -> Form:
     """Returns the form that measures fastest for this window and these channels."""
     pixels, narrow = prod(window.image), min(inputs, outputs)

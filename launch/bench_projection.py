@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from gradalign_jax.deltax import projection
-from gradalign_jax.models import biggan, biggan_folded, frozen
+from gradalign_jax.models import biggan, biggan_folded, frozen, resampling
 from gradalign_jax.models.conv import conv
 from gradalign_jax.models.spectral import power_iteration
 
@@ -84,11 +84,11 @@ def at_high_resolution(folded: biggan_folded.Folded, values: Any) -> biggan_fold
 
 
 def _double(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    return conv(biggan.upsample(x), kernel, padding=1)
+    return conv(resampling.double(x), kernel, padding=1)
 
 
 def _halve(kernel: jax.Array, g: jax.Array) -> jax.Array:
-    return 4 * biggan.halve(conv(g, kernel, padding=1))
+    return 4 * resampling.halve(conv(g, kernel, padding=1))
 
 
 def peer_side(frozen: bool, channels_last: bool = False) -> Callable[[], np.ndarray]:

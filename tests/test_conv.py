@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gradalign_jax.models import lowering
-from gradalign_jax.models.conv import choose, choose_weights, conv
+from gradalign_jax.models import lowering, resampling, weight_gradients
+from gradalign_jax.models.conv import choose, choose_weights, conv, conv_transpose
 from gradalign_jax.models.lowering import LAYOUT, Window
 
 # image size, inputs, outputs, kernel size, stride, padding
@@ -30,9 +30,13 @@ SHAPES = [
     ((5, 6), 2, 3, 2, 1, ((1, 0), (0, 1))),
     ((4, 4), 128, 128, 3, 1, 1),
     ((9, 9), 2, 3, 3, 1, ((0, 2), (2, 1))),
+    ((9, 10), 32, 3, 3, 1, 1),
+    ((6, 8), 20, 24, 4, 2, 1),
+    ((7, 8), 2, 3, 4, 2, ((1, 2), (2, 1))),
+    ((8, 11), 2, 3, 6, 3, 2),
 ]
 
-FORMS = [lowering.plain, lowering.spare_row, lowering.patches, lowering.dense, lowering.winograd]
+FORMS = [lowering.plain, lowering.spare_row, lowering.patches, lowering.few_outputs, lowering.dense, lowering.winograd]
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +96,11 @@ def test_every_form_computes_the_same(form, image):
 @pytest.mark.parametrize(
     "form",
     [
-        lowering.weights_patches,
-        lowering.weights_dense,
-        lowering.weights_winograd,
-        lambda *arguments: lowering.weights_patches(*arguments, limit=0),
+        weight_gradients.patches,
+        weight_gradients.few_outputs,
+        weight_gradients.dense,
+        weight_gradients.winograd,
+        lambda *arguments: weight_gradients.patches(*arguments, limit=0),
     ],
 )
 def test_every_weight_gradient_computes_the_same(form):
@@ -103,6 +108,51 @@ def test_every_weight_gradient_computes_the_same(form):
     window = Window((7, 5), (3, 3), 1, ((1, 1), (1, 1)))
     value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 1, 1), kernel)
     np.testing.assert_allclose(form(window, x, value), pullback(value)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_groups_of_images_add_up(monkeypatch):
+    x, kernel = arrays((8, 8), 2, 3, 4, batch=6)
+    value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 2, 1), kernel)
+    monkeypatch.setattr(weight_gradients, "_GROUP", 2 * x[0].size)
+    window = Window((8, 8), (4, 4), 2, ((1, 1), (1, 1)))
+    ours = weight_gradients.by_groups(weight_gradients.cells, window, x, value)
+    np.testing.assert_allclose(ours, pullback(value)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("stride, size, padding", [(1, 3, 1), (2, 3, 1), (2, 4, 1), (3, 5, 0)])
+def test_the_transpose(stride, size, padding, backend):
+    _, kernel = arrays((1, 1), 2, 3, size)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 5, 3)))
+    ours = conv_transpose(x, kernel, stride, padding, backend)
+    of = jax.vjp(lambda y: reference(y, kernel, stride, padding), jnp.zeros_like(ours))[1]
+    np.testing.assert_allclose(ours, of(x)[0], rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="2 channels"):
+        conv_transpose(ours, kernel, stride, padding)
+
+
+def doubled_then_convolved(x, kernel):
+    return reference(x.repeat(2, 1).repeat(2, 2), kernel, 1, 1)
+
+
+def convolved_then_halved(x, kernel):
+    full = reference(x, kernel, 1, 1)
+    return (full[:, ::2, ::2] + full[:, 1::2, ::2] + full[:, ::2, 1::2] + full[:, 1::2, 1::2]) / 4
+
+
+@pytest.mark.parametrize(
+    "fused, plain",
+    [
+        (resampling.double_then_conv, doubled_then_convolved),
+        (resampling.conv_then_halve, convolved_then_halved),
+    ],
+)
+def test_resampling_and_convolution_in_one_step(fused, plain):
+    x, kernel = arrays((6, 8), 3, 2, 3)
+    np.testing.assert_allclose(fused(x, kernel), plain(x, kernel), rtol=1e-9, atol=1e-9)
+    ours, theirs = (gradients(form, x, kernel) for form in (fused, plain))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())
 
 
 def test_long_sums_are_cut_without_harm():
@@ -127,7 +177,7 @@ def test_images_of_few_pixels_do_not_reach_xla():
     for size in (1, 2):
         window = Window((size, size), (3, 3), 1, ((1, 1), (1, 1)))
         assert choose(window, 512, 512) is lowering.dense
-        assert choose_weights(window, 512, 512) is lowering.weights_dense
+        assert choose_weights(window, 512, 512) is weight_gradients.dense
 
 
 def test_another_backend_gets_the_plain_convolution():

@@ -15,7 +15,7 @@ from configs import mnist, squares32
 from gradalign_jax import data, settings, store, weights
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.deltax import projection
-from gradalign_jax.models import biggan, biggan_folded, frozen
+from gradalign_jax.models import biggan, biggan_folded, frozen, resampling
 from gradalign_jax.models.lowering import LAYOUT
 from gradalign_jax.store import Store
 from gradalign_jax.tasks import estimates, project
@@ -145,7 +145,7 @@ def test_a_frozen_convolution_and_its_transpose(backend, outputs, doubling):
     layer = (frozen.doubling_conv3x3 if doubling else frozen.conv3x3)(kernel, backend=backend)
 
     def expected(x):
-        x = biggan.upsample(x) if doubling else x
+        x = resampling.double(x) if doubling else x
         return lax.conv_general_dilated(x, jnp.asarray(kernel, x.dtype), (1, 1), "SAME", dimension_numbers=LAYOUT)
 
     y, pull_back = jax.vjp(lambda x: frozen.apply(layer, x), x)

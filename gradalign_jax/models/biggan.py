@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from gradalign_jax.models.resampling import conv_then_halve, double, double_then_conv, halve
 from gradalign_jax.models.resnet import BatchNorm
 from gradalign_jax.models.spectral import SpectralConv, SpectralLinear, n02
 from gradalign_jax.types import Array, Variables
@@ -67,19 +68,6 @@ class ClassBatchNorm(BatchNorm):
         return x * scale[:, None, None] + (bias[label] - mean * scale)[:, None, None]
 
 
-def upsample(x: Array) -> Array:
-    """Doubles rows and columns of `[B, H, W, C]`, each pixel four times."""
-    batch, height, width, channels = x.shape
-    wide = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return wide.reshape(batch, 2 * height, 2 * width, channels)
-
-
-def halve(x: Array) -> Array:
-    """The mean of each 2 x 2 pixels of `[B, H, W, C]`."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-
-
 class _GeneratorBlock(nn.Module):
     """Doubles the image; its shortcut is a 1x1 convolution."""
 
@@ -88,12 +76,12 @@ class _GeneratorBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array, train: bool) -> Array:
-        h = upsample(nn.relu(self.norm(name="norm1")(x, label, train)))
-        h = self.conv(name="conv1")(h, train)
+        h = nn.relu(self.norm(name="norm1")(x, label, train))
+        h = self.conv(name="conv1", form=double_then_conv)(h, train)
         h = nn.relu(self.norm(name="norm2")(h, label, train))
         h = self.conv(name="conv2")(h, train)
         # A 1x1 convolution of equal pixels gives equal pixels: before the doubling it is a quarter of the work.
-        return h + upsample(self.conv(size=1, name="shortcut")(x, train))
+        return h + double(self.conv(size=1, name="shortcut")(x, train))
 
 
 class _GeneratorNetwork(nn.Module):
@@ -125,11 +113,12 @@ class _DiscriminatorBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         h = self.conv(name="conv1")(x if self.first else nn.relu(x), train)
-        h = self.conv(name="conv2")(nn.relu(h), train)
+        h = nn.relu(h)
         if not self.down:
-            return h + x
+            return self.conv(name="conv2")(h, train) + x
+        h = self.conv(name="conv2", form=conv_then_halve)(h, train)
         # Linear both, the 1x1 convolution and the mean may be taken in either order; after the mean it is cheaper.
-        return halve(h) + self.conv(size=1, name="shortcut")(halve(x), train)
+        return h + self.conv(size=1, name="shortcut")(halve(x), train)
 
 
 class _DiscriminatorNetwork(nn.Module):

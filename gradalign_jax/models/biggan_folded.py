@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax.models import frozen
-from gradalign_jax.models.biggan import upsample
 from gradalign_jax.models.frozen import Frozen
+from gradalign_jax.models.resampling import double
 from gradalign_jax.types import Array, Variables
 
 
@@ -92,7 +92,7 @@ def generate(folded: Folded, z: Array, label: Array) -> Array:
     for block in folded.blocks:
         h = frozen.apply(block.conv1, _activate(x, block.norm1, label))
         h = frozen.apply(block.conv2, _activate(h, block.norm2, label))
-        x = h + upsample(frozen.apply(block.shortcut, x))
+        x = h + double(frozen.apply(block.shortcut, x))
     x = jax.nn.relu(x * folded.norm.scale + folded.norm.shift)
     return jnp.tanh(frozen.apply(folded.conv, x) + folded.bias)
 

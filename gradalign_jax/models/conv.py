@@ -11,7 +11,7 @@ from math import prod
 
 import jax
 
-from gradalign_jax.models import lowering
+from gradalign_jax.models import lowering, weight_gradients
 from gradalign_jax.models.lowering import Form, Pads, Window
 from gradalign_jax.types import Array
 
@@ -34,6 +34,22 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0, back
     return _forward(window, x, kernel)
 
 
+def conv_transpose(x: Array, kernel: Array, stride: int, padding: int, backend: str | None = None) -> Array:
+    """Returns the transpose of `conv`'s linear map: images [B, h, w, O] to [B, H, W, I], H = stride (h - 1) + kh - 2 p.
+
+    kernel: [kh, kw, I, O], that of the convolution from [B, H, W, I] to [B, h, w, O].
+    padding, backend, precision and derivatives as in `conv`.
+    Raises ValueError if the channels of image and kernel differ.
+    """
+    if x.shape[-1] != kernel.shape[3]:
+        raise ValueError(f"image has {x.shape[-1]} channels, the transpose of {kernel.shape} expects {kernel.shape[3]}")
+    image = tuple(stride * (n - 1) + k - 2 * padding for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    window = Window(image, kernel.shape[:2], stride, ((padding, padding),) * 2)
+    if (backend or jax.default_backend()) != "cpu":
+        return lowering.input_gradient_plain(window, x, kernel)
+    return _input_gradient(window, x, kernel)
+
+
 # Measured on one AVX-512 core (Sapphire Rapids, float32, XLA of jaxlib 0.10), milliseconds of processor time.
 # Single readings of trial loops on a busy machine, some from before the last form of the input gradient: they ranked
 # the forms below, and are no benchmark (launch/bench.py is).
@@ -50,11 +66,15 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0, back
 # 28 x 28, 7x7 kernels, stride 2: by phase 2.9, plain 1.4.
 def choose(window: Window, inputs: int, outputs: int) -> Form:
     """Returns the form that measures fastest for this window and these channels."""
-    pixels, narrow = prod(window.image), min(inputs, outputs)
+    pixels, narrow, taps = prod(window.image), min(inputs, outputs), prod(window.kernel)
     if window.kernel == (1, 1):
         return lowering.patches
     if pixels <= 4:
         return lowering.dense
+    if window.stride == 1 and outputs * taps <= inputs:
+        return lowering.few_outputs
+    if window.stride == 1 and inputs * taps < 32:
+        return lowering.patches
     if _has_winograd(window) and (narrow >= 128 or (narrow >= 64 and pixels <= 64)):
         return lowering.winograd
     if pixels < 64 and narrow >= 16:
@@ -65,12 +85,14 @@ def choose(window: Window, inputs: int, outputs: int) -> Form:
 def choose_weights(window: Window, inputs: int, outputs: int) -> Form:
     """Returns the form of the weight gradient that measures fastest."""
     if choose(window, inputs, outputs) is lowering.dense:
-        return lowering.weights_dense
+        return weight_gradients.dense
     if outputs < 16 and inputs > outputs and _has_winograd(window):
-        return lowering.weights_few_outputs
+        return weight_gradients.few_outputs
     if _has_winograd(window) and min(inputs, outputs) >= 16:
-        return lowering.weights_winograd
-    return lowering.weights_patches
+        return partial(weight_gradients.by_groups, weight_gradients.winograd)
+    if window.stride > 1 and window.kernel == (2 * window.stride,) * 2:
+        return partial(weight_gradients.by_groups, weight_gradients.cells)
+    return weight_gradients.patches
 
 
 def _has_spare_row(window: Window) -> bool:

@@ -2,11 +2,10 @@
 
 All compute the same cross-correlation of images [B, H, W, I] with a kernel [kh, kw, I, O], in the precision of the
 kernel and with results in that of the images; `conv.py` chooses
-among them. Those called `weights_...` compute the gradient of the kernel from images and output gradients.
+among them. Gradients of the kernel are in weight_gradients.py.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -88,9 +87,21 @@ def spare_row(window: Window, x: Array, kernel: Array) -> Array:
 def patches(window: Window, x: Array, kernel: Array) -> Array:
     """One product of each output's patch with the kernel; taps that see padding alone are left out."""
     rows, columns = window.live_taps(0), window.live_taps(1)
-    seen = _patches(window, x, rows)
+    seen = patches_of(window, x, rows)
     live = _prepared(kernel[rows.start : rows.stop, columns.start : columns.stop])
     return product(seen, live.reshape(-1, kernel.shape[3]))
+
+
+def few_outputs(window: Window, x: Array, kernel: Array) -> Array:
+    """One product of each pixel with all taps, then sums of shifted images (stride 1)."""
+    (rows, columns), (height, width), outputs = window.kernel, window.output, kernel.shape[3]
+    taps = _prepared(kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1))
+    seen = pad(product(x, taps), window.pads)
+    parts = [
+        seen[:, row : row + height, column : column + width, tap * outputs : (tap + 1) * outputs]
+        for tap, (row, column) in enumerate(np.ndindex(rows, columns))
+    ]
+    return sum(parts)
 
 
 def dense(window: Window, x: Array, kernel: Array) -> Array:
@@ -112,54 +123,9 @@ def input_gradient_dense(window: Window, g: Array, kernel: Array) -> Array:
 def winograd(window: Window, x: Array, kernel: Array) -> Array:
     """Winograd's F(4, 3) along the rows, patches along the columns: half the products (3 rows, stride 1)."""
     products = []
-    for band, weights in zip(_bands(window, x), FROM_KERNEL, strict=True):
-        products.append(patches(_row_window(window, band), band, _combine(weights, kernel)[None]))
+    for band, weights in zip(bands(window, x), FROM_KERNEL, strict=True):
+        products.append(patches(row_window(window, band), band, combine(weights, kernel)[None]))
     return _rows_of_tiles(products, window.output[0])
-
-
-def weights_patches(window: Window, x: Array, g: Array, limit: float = 2**22) -> Array:
-    """One product of patches with output gradients, or one for each kernel row above `limit` floats."""
-    rows, columns = window.live_taps(0), window.live_taps(1)
-    size = len(rows) * len(columns) * x.shape[-1] * g.size // g.shape[-1]
-    parts = [rows] if size <= limit else [range(row, row + 1) for row in rows]
-    live = [_flat_product(_patches(window, x, part), g) for part in parts]
-    live = jnp.concatenate(live).reshape(len(rows), len(columns), x.shape[-1], g.shape[-1])
-    missing = [(t.start, k - t.stop) for t, k in zip((rows, columns), window.kernel, strict=True)]
-    return jnp.pad(live, (*missing, (0, 0), (0, 0)))
-
-
-def weights_few_outputs(window: Window, x: Array, g: Array) -> Array:
-    """One product of images with patches of the output gradients, which have fewer channels (stride 1, wide images)."""
-    back = _back(window)
-    seen = _patches(back, g, range(window.kernel[0]))
-    flat = _flat_product(seen, x).reshape(*window.kernel, g.shape[-1], x.shape[-1])
-    return flat[::-1, ::-1].swapaxes(2, 3)
-
-
-def weights_dense(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of the matrix of `dense`, summed over the places where each tap stands."""
-    taps = _dense_taps(window)
-    matrix = _flat_product(x.reshape(len(x), -1), g.reshape(len(g), -1))
-    matrix = matrix.reshape(len(taps), x.shape[-1], len(taps[0]), g.shape[-1])
-    kernel = [[jnp.zeros((x.shape[-1], g.shape[-1]), g.dtype)] * window.kernel[1] for _ in range(window.kernel[0])]
-    for i, row in enumerate(taps):
-        for j, tap in enumerate(row):
-            if tap is not None:
-                kernel[tap[0]][tap[1]] += matrix[i, :, j]
-    return jnp.stack([jnp.stack(row) for row in kernel])
-
-
-def weights_winograd(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of `winograd`'s kernel, by the same half of the products; the narrower side is the one patched."""
-    missing = -window.output[0] % TILE
-    tiles = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    tiles = [tiles[:, row::TILE] for row in range(TILE)]
-    gradients = []
-    for band, weights in zip(_bands(window, x), zip(*TO_OUTPUT, strict=True), strict=True):
-        spread, row = _combine(weights, tiles), _row_window(window, band)
-        one = weights_few_outputs if g.shape[-1] < x.shape[-1] else partial(weights_patches, limit=np.inf)
-        gradients.append(one(row, band, spread)[0])
-    return jnp.stack([_combine(weights, gradients) for weights in zip(*FROM_KERNEL, strict=True)])
 
 
 def input_gradient_winograd(window: Window, g: Array, kernel: Array) -> Array:
@@ -168,10 +134,10 @@ def input_gradient_winograd(window: Window, g: Array, kernel: Array) -> Array:
     The products contract the kernel's outputs where they lie: to transpose it first, fused into the sums of
     `winograd`, costs five times the products where channels are many and pixels few.
     """
-    back, taps = _back(window), window.kernel[1]
+    back, taps = turned_window(window), window.kernel[1]
     products = []
-    for band, weights in zip(_bands(back, g), FROM_KERNEL, strict=True):
-        part, seen = _combine(weights, kernel[::-1]), _pad(band, ((0, 0), back.pads[1]))
+    for band, weights in zip(bands(back, g), FROM_KERNEL, strict=True):
+        part, seen = combine(weights, kernel[::-1]), pad(band, ((0, 0), back.pads[1]))
         views = [seen[:, :, tap : tap + window.image[1]] for tap in range(taps)]
         products.append(sum(product(view, part[taps - 1 - tap].T) for tap, view in enumerate(views)))
     return _rows_of_tiles(products, window.image[0])
@@ -231,15 +197,15 @@ def _prepared(kernel: Array) -> Array:
     return lax.optimization_barrier(kernel)
 
 
-def _pad(x: Array, pads: Pads) -> Array:
+def pad(x: Array, pads: Pads) -> Array:
     """Pads rows and columns of images with zeros; crops where a pad is negative."""
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
 
 
-def _patches(window: Window, x: Array, rows: range) -> Array:
+def patches_of(window: Window, x: Array, rows: range) -> Array:
     """Returns what each output sees through the live taps of some kernel rows, [B, h, w, taps * I]."""
     stride, (height, width) = window.stride, window.output
-    x = _pad(x, window.pads)
+    x = pad(x, window.pads)
     seen = []
     for row in rows:
         for column in window.live_taps(1):
@@ -249,7 +215,7 @@ def _patches(window: Window, x: Array, rows: range) -> Array:
     return jnp.concatenate(seen, axis=-1)
 
 
-def _back(window: Window) -> Window:
+def turned_window(window: Window) -> Window:
     """The window of the input gradient of a convolution of stride 1, which the turned kernel slides over."""
     sizes = zip(window.image, window.kernel, window.output, window.pads, strict=True)
     pads = tuple((k - 1 - low, n + low - out) for n, k, out, (low, _) in sizes)
@@ -259,11 +225,11 @@ def _back(window: Window) -> Window:
 def _dense_matrix(window: Window, kernel: Array) -> Array:
     """Returns the matrix of the linear map from whole images to whole outputs, [H * W * I, h * w * O]."""
     zero = jnp.zeros(kernel.shape[2:], kernel.dtype)
-    blocks = [[zero if tap is None else kernel[tap] for tap in row] for row in _dense_taps(window)]
+    blocks = [[zero if tap is None else kernel[tap] for tap in row] for row in dense_taps(window)]
     return jnp.concatenate([jnp.concatenate(row, axis=1) for row in blocks])
 
 
-def _dense_taps(window: Window) -> list[list[tuple[int, int] | None]]:
+def dense_taps(window: Window) -> list[list[tuple[int, int] | None]]:
     """Returns, for each input pixel and each output pixel, the tap that joins them, or None."""
     (rows, columns), (height, width) = window.image, window.output
     (top, _), (left, _) = window.pads
@@ -276,41 +242,26 @@ def _dense_taps(window: Window) -> list[list[tuple[int, int] | None]]:
     return [[tap(n, m, a, b) for a, b in outputs] for n in range(rows) for m in range(columns)]
 
 
-def _bands(window: Window, x: Array) -> list[Array]:
+def bands(window: Window, x: Array) -> list[Array]:
     """Returns the six combinations of the rows of each tile of four output rows, [B, tiles, W, I] each."""
     tiles = -(-window.output[0] // TILE)
     low = window.pads[0][0]
-    x = _pad(x, ((low, tiles * TILE + 2 - low - x.shape[1]), (0, 0)))
+    x = pad(x, ((low, tiles * TILE + 2 - low - x.shape[1]), (0, 0)))
     rows = [x[:, row : row + (tiles - 1) * TILE + 1 : TILE] for row in range(TILE + 2)]
-    return [_combine(weights, rows) for weights in FROM_IMAGE]
+    return [combine(weights, rows) for weights in FROM_IMAGE]
 
 
 def _rows_of_tiles(products: Sequence[Array], height: int) -> Array:
     """Returns the output rows, four from the six products of each tile, [B, height, W, O]."""
-    rows = jnp.stack([_combine(weights, products) for weights in TO_OUTPUT], axis=2)
+    rows = jnp.stack([combine(weights, products) for weights in TO_OUTPUT], axis=2)
     return rows.reshape(len(rows), -1, *rows.shape[3:])[:, :height]
 
 
-def _row_window(window: Window, band: Array) -> Window:
+def row_window(window: Window, band: Array) -> Window:
     """The window of the convolution along the columns alone that is left for each of the bands."""
     return Window(band.shape[1:3], (1, window.kernel[1]), 1, ((0, 0), window.pads[1]))
 
 
-def _combine(weights: Sequence[float], arrays: Sequence[Array] | Array) -> Array:
+def combine(weights: Sequence[float], arrays: Sequence[Array] | Array) -> Array:
     """Returns the weighted sum of arrays, without the terms of weight zero."""
     return sum(w * a for w, a in zip(weights, arrays, strict=True) if w)
-
-
-def _flat_product(a: Array, b: Array) -> Array:
-    """Returns aᵀ b over all axes but the last, [I, O].
-
-    XLA's matrix product is slow where few outputs are long sums: those are cut in 8, the narrower side first
-    (measured for 32768 x 64 and 192: 1.3 times faster; no gain from 128 columns on).
-    """
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    if a.shape[1] * b.shape[1] > 2**14 or len(a) % 8 or len(a) < 2**12:
-        return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
-    if a.shape[1] > b.shape[1]:
-        return _flat_product(b, a).T
-    parts = (m.reshape(8, -1, m.shape[1]) for m in (a, b))
-    return lax.dot_general(*parts, (((1,), (1,)), ((0,), (0,)))).sum(0)

@@ -5,6 +5,9 @@ and stores what it became in training alone: evaluation starts from the stored u
 Reference: Miyato et al. 2018; BigGAN-PyTorch.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -62,12 +65,16 @@ class SpectralLinear(_Spectral):
 
 
 class SpectralConv(_Spectral):
-    """A convolution with a kernel of odd `size` that keeps the image's, spectrally normalised."""
+    """A convolution with a kernel of odd `size`, spectrally normalised.
+
+    form: the map of image and kernel, by default the convolution that keeps the image's size.
+    """
 
     size: int = 3
+    form: Callable[[Array, Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [B, H, W, I] to [B, H, W, features]."""
+        """Maps [B, H, W, I] to [B, H, W, features], or to the form's rows and columns."""
         kernel, bias = self._weights((self.size, self.size, x.shape[-1]), train)
-        return conv(x, kernel, padding=self.size // 2) + bias
+        return (self.form or partial(conv, padding=self.size // 2))(x, kernel) + bias

@@ -1,0 +1,121 @@
+"""The forms of a convolution's weight gradient on a CPU, each a function of (window, images, output gradients).
+
+All compute the gradient of the kernel [kh, kw, I, O], in the precision of the output gradients; `conv.py` chooses among
+them.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradalign_jax.models.lowering import (
+    FROM_KERNEL,
+    TILE,
+    TO_OUTPUT,
+    Form,
+    Window,
+    bands,
+    combine,
+    dense_taps,
+    pad,
+    patches_of,
+    row_window,
+    turned_window,
+)
+from gradalign_jax.types import Array
+
+_GROUP = 5 * 2**16  # floats of the images that one pass works on: with all that is made of them, what caches hold
+
+
+def patches(window: Window, x: Array, g: Array, limit: float = 2**22) -> Array:
+    """One product of patches with output gradients, or one for each kernel row above `limit` floats."""
+    rows, columns = window.live_taps(0), window.live_taps(1)
+    size = len(rows) * len(columns) * x.shape[-1] * g.size // g.shape[-1]
+    parts = [rows] if size <= limit else [range(row, row + 1) for row in rows]
+    live = [_flat_product(patches_of(window, x, part), g) for part in parts]
+    live = jnp.concatenate(live).reshape(len(rows), len(columns), x.shape[-1], g.shape[-1])
+    missing = [(t.start, k - t.stop) for t, k in zip((rows, columns), window.kernel, strict=True)]
+    return jnp.pad(live, (*missing, (0, 0), (0, 0)))
+
+
+def few_outputs(window: Window, x: Array, g: Array) -> Array:
+    """One product of images with patches of the output gradients, which have fewer channels (stride 1, wide images)."""
+    back = turned_window(window)
+    seen = patches_of(back, g, range(window.kernel[0]))
+    flat = _flat_product(seen, x).reshape(*window.kernel, g.shape[-1], x.shape[-1])
+    return flat[::-1, ::-1].swapaxes(2, 3)
+
+
+def dense(window: Window, x: Array, g: Array) -> Array:
+    """The gradient of the matrix of `dense`, summed over the places where each tap stands."""
+    taps = dense_taps(window)
+    matrix = _flat_product(x.reshape(len(x), -1), g.reshape(len(g), -1))
+    matrix = matrix.reshape(len(taps), x.shape[-1], len(taps[0]), g.shape[-1])
+    kernel = [[jnp.zeros((x.shape[-1], g.shape[-1]), g.dtype)] * window.kernel[1] for _ in range(window.kernel[0])]
+    for i, row in enumerate(taps):
+        for j, tap in enumerate(row):
+            if tap is not None:
+                kernel[tap[0]][tap[1]] += matrix[i, :, j]
+    return jnp.stack([jnp.stack(row) for row in kernel])
+
+
+def winograd(window: Window, x: Array, g: Array) -> Array:
+    """The gradient of `winograd`'s kernel, by the same half of the products; the narrower side is the one patched."""
+    missing = -window.output[0] % TILE
+    tiles = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    tiles = [tiles[:, row::TILE] for row in range(TILE)]
+    gradients = []
+    for band, weights in zip(bands(window, x), zip(*TO_OUTPUT, strict=True), strict=True):
+        spread, row = combine(weights, tiles), row_window(window, band)
+        one = few_outputs if g.shape[-1] < x.shape[-1] else partial(patches, limit=np.inf)
+        gradients.append(one(row, band, spread)[0])
+    return jnp.stack([combine(weights, gradients) for weights in zip(*FROM_KERNEL, strict=True)])
+
+
+def cells(window: Window, x: Array, g: Array) -> Array:
+    """One product of the images' cells with the output gradients around each (kernels twice as wide as the stride).
+
+    A cell is a square of stride x stride pixels. It meets four outputs, through a quarter of the taps each, so that
+    nothing is multiplied that does not count, and either side is laid out four times at most.
+    """
+    stride, (height, width) = window.stride, window.output
+    sizes = zip(window.image, window.output, window.pads, strict=True)
+    x = pad(x, tuple((low, stride * (out + 1) - n - low) for n, out, (low, _) in sizes))
+    seen = jnp.concatenate([x[:, row::stride, column::stride] for row, column in np.ndindex(stride, stride)], axis=-1)
+    around = pad(g, ((1, 1), (1, 1)))
+    around = [around[:, row : row + height + 1, column : column + width + 1] for row in (1, 0) for column in (1, 0)]
+    flat = _flat_product(seen, jnp.concatenate(around, axis=-1))
+    flat = flat.reshape(stride, stride, x.shape[-1], 2, 2, g.shape[-1])
+    return flat.transpose(3, 0, 4, 1, 2, 5).reshape(*window.kernel, x.shape[-1], g.shape[-1])
+
+
+def by_groups(form: Form, window: Window, x: Array, g: Array) -> Array:
+    """The sum of a form over groups of images that are small enough to stay in a processor's caches."""
+    sizes = [n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * x[0].size <= _GROUP]
+    size = max(sizes, default=1)
+    if size == len(x):
+        return form(window, x, g)
+
+    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + form(window, *group), None
+
+    zero = jnp.zeros((*window.kernel, x.shape[-1], g.shape[-1]), g.dtype)
+    groups = tuple(a.reshape(-1, size, *a.shape[1:]) for a in (x, g))
+    return lax.scan(add, zero, groups)[0]
+
+
+def _flat_product(a: Array, b: Array) -> Array:
+    """Returns aᵀ b over all axes but the last, [I, O].
+
+    XLA's matrix product is slow where few outputs are long sums: those are cut in 8, the narrower side first
+    (measured for 32768 x 64 and 192: 1.3 times faster; no gain from 128 columns on).
+    """
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    if a.shape[1] * b.shape[1] > 2**14 or len(a) % 8 or len(a) < 2**12:
+        return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+    if a.shape[1] > b.shape[1]:
+        return _flat_product(b, a).T
+    parts = (m.reshape(8, -1, m.shape[1]) for m in (a, b))
+    return lax.dot_general(*parts, (((1,), (1,)), ((0,), (0,)))).sum(0)

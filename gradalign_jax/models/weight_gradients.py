@@ -95,7 +95,7 @@ def by_groups(form: Form, window: Window, x: Array, g: Array) -> Array:
     """The sum of a form over groups of images that are small enough to stay in a processor's caches."""
     sizes = [n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * x[0].size <= _GROUP]
     size = max(sizes, default=1)
-    if size == len(x):
+    if size == len(x) or 4 * size * x[0].size < _GROUP:  # a number of images without a divisor that pays
         return form(window, x, g)
 
     def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:

@@ -211,6 +211,14 @@ def test_align_takes_the_generator_that_it_is_given(tmp_path):
         task.load_estimate(tmp_path, dataset)
 
 
+def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):
+    config = tiny(squares32)
+    ten = data.load("squares32", limit=8)._replace(num_classes=10)
+    monkeypatch.setattr(task.batches, "load", lambda config: ten)
+    with pytest.raises(RunError, match="squares32 has 10: estimate its Δx by gan and project"):
+        task.run(config, Workdir(tmp_path, config.to_dict()))
+
+
 def test_the_generator_that_trained_does_not_measure(tmp_path):
     config = mnist35.get_config("align")
     with pytest.raises(ValueError, match=r"config\.delta_x\.generator=DIR"):

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from gradalign_jax import data, figures, gan, loop, parallel, summary, training, weights
 from gradalign_jax.data import pipeline
 from gradalign_jax.models import biggan
-from gradalign_jax.tasks import batches
-from gradalign_jax.tasks import classifier as classifier_task
+from gradalign_jax.tasks import batches, testing
 from gradalign_jax.types import LogitsFn, Variables
 from gradalign_jax.workdir import RunError, Workdir
 
@@ -75,7 +74,7 @@ def load_classifier(directory: str, dataset: data.Dataset) -> LogitsFn:
         raise RunError(
             f"config.gan.classifier={directory!r} was trained on {config.data.name}: give one of {dataset.name}"
         )
-    model = classifier_task.create_classifier(config, dataset)
+    model = testing.create_classifier(config, dataset)
     return jax.jit(lambda image: model.apply(variables, image, train=False)[0])
 
 

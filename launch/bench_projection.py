@@ -1,7 +1,7 @@
 """The projection's items of bench.py: milliseconds for one image, one class and one step of Adam, at full width.
 
-    projection_unfolded    our trained network as it is, in our loop
-    projection_constants   spectral norm, batch norm and biases folded; doubled images are convolved
+    projection_unfolded    our trained network as it is, in our loop (it doubles no images either)
+    projection_constants   spectral norm, batch norm and biases folded; but images are doubled, then convolved
     projection_subpixel    and no image is doubled: four 2x2 convolutions at low resolution
     projection_float32     and kernels are prepared for the CPU's forms: what a run does
     projection_bfloat16    the same in that precision

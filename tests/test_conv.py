@@ -110,13 +110,29 @@ def test_every_weight_gradient_computes_the_same(form):
     np.testing.assert_allclose(form(window, x, value), pullback(value)[0], rtol=1e-9, atol=1e-9)
 
 
-def test_groups_of_images_add_up(monkeypatch):
-    x, kernel = arrays((8, 8), 2, 3, 4, batch=6)
-    value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 2, 1), kernel)
-    monkeypatch.setattr(weight_gradients, "_GROUP", 2 * x[0].size)
-    window = Window((8, 8), (4, 4), 2, ((1, 1), (1, 1)))
-    ours = weight_gradients.by_groups(weight_gradients.cells, window, x, value)
-    np.testing.assert_allclose(ours, pullback(value)[0], rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("size, stride", [(4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    "batch, fitting, cut", [(6, 2, True), (6, 4, True), (7, 6, False), (6, 0.5, False), (2, 2, False)]
+)
+def test_groups_of_images_add_up(monkeypatch, size, stride, batch, fitting, cut):
+    """The batch is cut where it has a divisor that fits, and taken whole otherwise; the sum is the same."""
+    x, kernel = arrays((8, 8), 16, 16, size, batch=batch)
+    monkeypatch.setattr(weight_gradients, "_GROUP", int(fitting * x.size / batch))
+    value, pullback = jax.vjp(lambda kernel: reference(x, kernel, stride, 1), kernel)
+    ours = jax.vjp(lambda kernel: conv(x, kernel, stride, 1, backend="cpu"), kernel)[1]
+    assert ("scan[" in str(jax.make_jaxpr(ours)(value))) == cut
+    np.testing.assert_allclose(ours(value)[0], pullback(value)[0], rtol=1e-8, atol=1e-8)
+
+
+def test_taps_that_all_see_padding_give_zeros():
+    x, kernel = arrays((2, 19), 2, 3, 4, batch=1)
+    pads = ((3, 0), (3, 3))
+    ours, theirs = (
+        gradients(f, x, kernel)[0]
+        for f in (lambda x, w: conv(x, w, 2, pads, backend="cpu"), lambda x, w: reference(x, w, 2, pads))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
@@ -153,6 +169,17 @@ def test_resampling_and_convolution_in_one_step(fused, plain):
     ours, theirs = (gradients(form, x, kernel) for form in (fused, plain))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("fused", [resampling.double_then_conv, resampling.conv_then_halve])
+def test_taps_are_added_up_before_they_are_rounded(fused):
+    x, kernel = (a.astype("float32") for a in arrays((8, 8), 32, 32, 3))
+    exact, rounded = fused(x, kernel), fused(x, kernel, jnp.bfloat16)
+    error = jnp.sqrt(jnp.mean((exact - rounded) ** 2) / jnp.mean(exact**2))
+    assert 1e-4 < error < 2.7e-3  # either factor is rounded once, by 2**-9 at most
+    assert rounded.dtype == jnp.float32
+    with pytest.raises(ValueError, match="3 x 3 taps"):
+        fused(x, jnp.ones((5, 5, 32, 32)))
 
 
 def test_long_sums_are_cut_without_harm():

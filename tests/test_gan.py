@@ -14,6 +14,7 @@ from gradalign_jax import data, gan, parallel, settings, training, weights
 from gradalign_jax.data import pipeline
 from gradalign_jax.models import biggan, spectral
 from gradalign_jax.tasks import gan as task
+from gradalign_jax.tasks import testing
 from gradalign_jax.types import Batch
 from gradalign_jax.workdir import RunError, Workdir
 
@@ -357,6 +358,20 @@ def test_the_check_tells_collapse_and_confusion():
     means = task.class_means(image, label, 2)
     assert task.nearest_mean_accuracy(image, label, means) == 1
     assert task.nearest_mean_accuracy(image, 1 - label, means) == 0
+
+
+def test_a_trained_classifier_judges_the_samples(tmp_path):
+    dataset = data.load("squares32", limit=4)
+    config = squares32.get_config("baseline")
+    classifier = testing.create_classifier(config, dataset)
+    variables = classifier.init(jax.random.key(0))
+    file = tmp_path / "classifier.safetensors"
+    weights.write(file, variables, config=config.to_dict())
+    image = jnp.asarray(dataset.splits["test"].image)
+    expected, _ = classifier.apply(variables, image, train=False)
+    np.testing.assert_allclose(task.load_classifier(str(tmp_path), dataset)(image), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RunError, match="was trained on squares32: give one of mnist"):
+        task.load_classifier(str(tmp_path), dataset._replace(name="mnist"))
 
 
 @pytest.mark.parametrize(

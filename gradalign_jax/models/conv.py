@@ -38,7 +38,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int, padding: int, backend: 
     """Returns the transpose of `conv`'s linear map: images [B, h, w, O] to [B, H, W, I], H = stride (h - 1) + kh - 2 p.
 
     kernel: [kh, kw, I, O], that of the convolution from [B, H, W, I] to [B, h, w, O].
-    padding, backend, precision and derivatives as in `conv`.
+    padding: zeros on every side of those images. Backend, precision and derivatives as in `conv`.
     Raises ValueError if the channels of image and kernel differ.
     """
     if x.shape[-1] != kernel.shape[3]:

@@ -1,8 +1,8 @@
 """The forms that a convolution can take on a CPU, each a function of (window, image, kernel).
 
 All compute the same cross-correlation of images [B, H, W, I] with a kernel [kh, kw, I, O], in the precision of the
-kernel and with results in that of the images; `conv.py` chooses
-among them. Gradients of the kernel are in weight_gradients.py.
+kernel and with results in that of the images; `conv.py` chooses among them. Gradients of the kernel are in
+weight_gradients.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from gradalign_jax.types import Array
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+TRANSPOSED = ("NHWC", "HWOI", "NHWC")
 
 # Winograd's F(4, 3): four outputs of a three-tap filter from six products (Lavin & Gray, arXiv:1509.09308).
 # Along the rows only, it errs in float32 by 3e-6 of the largest value, as against 1e-6 for a plain sum.
@@ -87,6 +88,8 @@ def spare_row(window: Window, x: Array, kernel: Array) -> Array:
 def patches(window: Window, x: Array, kernel: Array) -> Array:
     """One product of each output's patch with the kernel; taps that see padding alone are left out."""
     rows, columns = window.live_taps(0), window.live_taps(1)
+    if not rows or not columns:
+        return jnp.zeros((len(x), *window.output, kernel.shape[3]), x.dtype)
     seen = patches_of(window, x, rows)
     live = _prepared(kernel[rows.start : rows.stop, columns.start : columns.stop])
     return product(seen, live.reshape(-1, kernel.shape[3]))
@@ -148,10 +151,11 @@ def input_gradient_plain(window: Window, g: Array, kernel: Array) -> Array:
     pads = []
     for n, k, out, (low, _) in zip(window.image, window.kernel, window.output, window.pads, strict=True):
         pads.append((k - 1 - low, n + low - 1 - window.stride * (out - 1)))
-    turned, strides = kernel[::-1, ::-1].swapaxes(2, 3), (window.stride, window.stride)
+    # Turned, but not transposed: so XLA knows it on a GPU, and multiplies nothing by the zeros between.
+    turned, strides = kernel[::-1, ::-1], (window.stride, window.stride)
     return lax.conv_general_dilated(
         *(g.astype(kernel.dtype), turned, (1, 1), pads),
-        **{"lhs_dilation": strides, "dimension_numbers": LAYOUT, "preferred_element_type": g.dtype},
+        **{"lhs_dilation": strides, "dimension_numbers": TRANSPOSED, "preferred_element_type": g.dtype},
     )
 
 

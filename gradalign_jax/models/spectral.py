@@ -6,7 +6,6 @@ Reference: Miyato et al. 2018; BigGAN-PyTorch.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ class _Spectral(nn.Module):
         sigma, moved = power_iteration(kernel, u.value)
         if train and not self.is_initializing():
             u.value = moved
-        return (kernel / sigma).astype(self.dtype or kernel.dtype), bias
+        return kernel / sigma, bias
 
 
 class SpectralLinear(_Spectral):
@@ -61,20 +60,25 @@ class SpectralLinear(_Spectral):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps [B, fan_in] to [B, features]."""
         kernel, bias = self._weights(x.shape[-1:], train)
-        return product(x, kernel) + bias
+        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias
+
+
+def same_size(x: Array, kernel: Array, dtype: jnp.dtype | None = None) -> Array:
+    """The convolution of images [B, H, W, I] with an odd kernel that keeps their size, its factors in `dtype`."""
+    return conv(x, kernel.astype(dtype or kernel.dtype), padding=kernel.shape[0] // 2)
 
 
 class SpectralConv(_Spectral):
     """A convolution with a kernel of odd `size`, spectrally normalised.
 
-    form: the map of image and kernel, by default the convolution that keeps the image's size.
+    form: the map of image, kernel and `dtype`, by default the convolution that keeps the image's size.
     """
 
     size: int = 3
-    form: Callable[[Array, Array], Array] | None = None
+    form: Callable[[Array, Array, jnp.dtype | None], Array] = same_size
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps [B, H, W, I] to [B, H, W, features], or to the form's rows and columns."""
         kernel, bias = self._weights((self.size, self.size, x.shape[-1]), train)
-        return (self.form or partial(conv, padding=self.size // 2))(x, kernel) + bias
+        return self.form(x, kernel, self.dtype) + bias

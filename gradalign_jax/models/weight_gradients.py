@@ -5,6 +5,7 @@ them.
 """
 
 from functools import partial
+from math import prod
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ def few_outputs(window: Window, x: Array, g: Array) -> Array:
 
 
 def dense(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of the matrix of `dense`, summed over the places where each tap stands."""
+    """The gradient of the matrix of `lowering.dense`, summed over the places where each tap stands."""
     taps = dense_taps(window)
     matrix = _flat_product(x.reshape(len(x), -1), g.reshape(len(g), -1))
     matrix = matrix.reshape(len(taps), x.shape[-1], len(taps[0]), g.shape[-1])
@@ -62,7 +63,7 @@ def dense(window: Window, x: Array, g: Array) -> Array:
 
 
 def winograd(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of `winograd`'s kernel, by the same half of the products; the narrower side is the one patched."""
+    """The gradient of `lowering.winograd`'s kernel, by the same half of the products; the narrower side is patched."""
     missing = -window.output[0] % TILE
     tiles = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
     tiles = [tiles[:, row::TILE] for row in range(TILE)]
@@ -92,10 +93,10 @@ def cells(window: Window, x: Array, g: Array) -> Array:
 
 
 def by_groups(form: Form, window: Window, x: Array, g: Array) -> Array:
-    """The sum of a form over groups of images that are small enough to stay in a processor's caches."""
-    sizes = [n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * x[0].size <= _GROUP]
-    size = max(sizes, default=1)
-    if size == len(x) or 4 * size * x[0].size < _GROUP:  # a number of images without a divisor that pays
+    """The sum of a form over groups of images that stay in a processor's caches, where the batch divides into such."""
+    pixels = prod(x.shape[1:])
+    size = max((n for n in range(1, len(x)) if len(x) % n == 0 and n * pixels <= _GROUP), default=0)
+    if len(x) * pixels <= _GROUP or 4 * size * pixels < _GROUP:  # too small groups cost more than they save
         return form(window, x, g)
 
     def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:

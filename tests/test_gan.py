@@ -224,7 +224,7 @@ def changed(tree, before):
     return all(bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(before), strict=True))
 
 
-def test_one_and_two_devices_agree():
+def test_one_two_and_four_devices_agree():
     with jax.enable_x64(True):
         state, batch = random_state(), real_images()
         keys = jax.random.split(jax.random.key(1), 4)
@@ -235,10 +235,11 @@ def test_one_and_two_devices_agree():
             share = partial(jax.tree.map, lambda rows: jax.vmap(parallel.mine)(rows))
             return step(state, share(batch), parallel.mine(keys))
 
-        on = parallel.devices(2, 4)
-        program = parallel.pmap(mine, on, in_axes=(0, None, None))
-        both = parallel.first(program(parallel.replicate(state, on), batch, keys))
-        chex.assert_trees_all_close(both, (alone, metrics), rtol=1e-9, atol=1e-12)
+        for count in (2, 4):
+            on = parallel.devices(count, 4)
+            program = parallel.pmap(mine, on, in_axes=(0, None, None))
+            together = parallel.first(program(parallel.replicate(state, on), batch, keys))
+            chex.assert_trees_all_close(together, (alone, metrics), rtol=1e-9, atol=1e-12)
         assert changed(alone.generator["params"], state.generator["params"])
 
 

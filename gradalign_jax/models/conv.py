@@ -46,7 +46,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int, padding: int, backend: 
     image = tuple(stride * (n - 1) + k - 2 * padding for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
     window = Window(image, kernel.shape[:2], stride, ((padding, padding),) * 2)
     if (backend or jax.default_backend()) != "cpu":
-        return lowering.input_gradient_plain(window, x, kernel)
+        return lowering.input_gradient_plain(window, x, kernel, transposed=False)
     return _input_gradient(window, x, kernel)
 
 
@@ -122,7 +122,7 @@ def _input_gradient(window: Window, g: Array, kernel: Array) -> Array:
     if form is lowering.dense:
         return lowering.input_gradient_dense(window, g, kernel)
     if kernel.shape[2] == 1 and window.stride > 1:
-        return lowering.input_gradient_plain(window, g, kernel)
+        return lowering.input_gradient_plain(window, g, kernel, transposed=True)
     if window.image == window.output and choose(window, *kernel.shape[:1:-1]) is lowering.winograd:
         return lowering.input_gradient_winograd(window, g, kernel)
 

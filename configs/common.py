@@ -64,7 +64,7 @@ def _model_and_training(config: ConfigDict, model: dict) -> None:
     config.model = ConfigDict(
         MODELS[model["name"]] | model
     )  # name: a file of gradalign_jax/models; the rest are options of its `create`
-    config.model.pretrained = ""  # safetensors file of ImageNet weights, or hf:owner/name; "": from scratch
+    config.model.pretrained = ""  # safetensors file of ImageNet weights or of a run, or hf:owner/name; "": from scratch
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-4

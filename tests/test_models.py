@@ -3,13 +3,14 @@
 import sys
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradalign_jax import models
+from gradalign_jax import models, weights
 from gradalign_jax.models import pretrained, resnet
 
 KEY = jax.random.key(0)
@@ -191,6 +192,16 @@ def test_a_head_of_another_size_is_left_alone(small, tmp_path):
     assert not loaded["params"]["fc"]["bias"].any()
 
 
+def test_a_runs_own_weights_can_be_started_from(small, tmp_path):
+    """Its two outputs do not fit, all else is taken as it is."""
+    variables = models.create("resnet", num_classes=2, channels=1).init(KEY)
+    weights.write(tmp_path / "classifier.safetensors", variables)
+    loaded = pretrained.load(tmp_path / "classifier.safetensors", small[0])
+    assert not loaded["params"].pop("fc")["kernel"].any()
+    variables["params"].pop("fc")
+    chex.assert_trees_all_equal(loaded, variables)
+
+
 def test_damaged_files_are_named(small, tmp_path):
     variables, tensors = small
     path = tmp_path / "w.safetensors"
@@ -203,7 +214,7 @@ def test_damaged_files_are_named(small, tmp_path):
     with pytest.raises(ValueError, match=r"w\.safetensors: not a whole safetensors file"):
         pretrained.load(path, variables)
     save_file(tensors | {"conv1.weight": np.ones((64, 3, 3, 3), "float32")}, path)
-    with pytest.raises(ValueError, match=r"conv1\.weight has shape \(64, 3, 3, 3\).*stem") as caught:
+    with pytest.raises(ValueError, match=r"conv1\.weight has shape \(3, 3, 3, 64\).*stem") as caught:
         pretrained.load(path, variables)
     assert "\n" not in str(caught.value)
 

@@ -265,6 +265,16 @@ def test_other_values_than_the_papers_are_told(tmp_path):
     assert [words for words in told if words not in results.departures(baseline.run)] == ["align.weight 1.0, not 0.1"]
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("", "from scratch"), ("runs/a/classifier.safetensors", "from another run's weights"), ("hf:timm/r18", "")],
+)
+def test_where_the_weights_come_from_is_told(tmp_path, source, told):
+    classifier(tmp_path / "a", "mnist35", config={"model": {"pretrained": source}})
+    words = [told for told in results.departures(found_in(tmp_path)[1][0].run) if "weights" in told]
+    assert words == ([f"{told}, not ImageNet weights"] if told else [])
+
+
 def test_generators_fill_table_1_and_section_3_2(tmp_path):
     for seed, similarity in enumerate((0.85, 0.89)):
         norms = {"x": {"0": 1.0, "1": 1.3}, "delta": {"0": 0.3, "1": 0.32}}

@@ -1,6 +1,6 @@
-"""ImageNet weights for the ResNet-18, from a safetensors file named as in torchvision or timm."""
+"""Weights that the ResNet-18 starts from: a safetensors file named as in torchvision or timm, or of a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +17,8 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 def load(source: str | Path, variables: Variables) -> Variables:
     """Returns the variables of a ResNet-18 with the weights and statistics of a safetensors file.
 
-    source: a file, or "hf:owner/name" for `model.safetensors` of a Hugging Face repository.
+    source: a file, a run's own classifier.safetensors included, or "hf:owner/name" for `model.safetensors` of a
+    Hugging Face repository.
     The last layer, fc, is taken only where its shape fits, and otherwise stays as it is in `variables`;
     `num_batches_tracked` is ignored.
     Raises ValueError, naming the file, the first tensor at fault and the remedy, where the file is none, or
@@ -31,34 +32,39 @@ def load(source: str | Path, variables: Variables) -> Variables:
             f"{path}: the weights of a ResNet-18 fit model 'resnet' alone; leave config.model.pretrained out"
         )
     tensors = _read(path)
-    head = tensors.get("fc.weight")
-    keep_head = head is None or head.shape[::-1] != variables["params"]["fc"]["kernel"].shape
+    head = _find(tensors, ["params", "fc", "kernel"])
+    keep_head = head is None or head.shape != variables["params"]["fc"]["kernel"].shape
 
     def replace(keys: tuple, value: Array) -> Array:
         parts = [key.key for key in keys]
         if "fc" in parts and keep_head:
             return value
-        return jnp.asarray(_tensor(path, tensors, ".".join(_names(parts)), value.shape), value.dtype)
+        return jnp.asarray(_tensor(path, tensors, parts, value.shape), value.dtype)
 
     return jax.tree_util.tree_map_with_path(replace, variables)
 
 
-def _names(parts: list[str]) -> Iterator[str]:
+def _name(parts: Sequence[str]) -> str:
     """Turns ("params", "layer2_0", "downsample_1", "scale") into layer2.0.downsample.1.weight."""
-    for part in parts[1:-1]:
-        yield part.replace("_", ".")
-    yield LEAVES[parts[-1]]
+    return ".".join([*(part.replace("_", ".") for part in parts[1:-1]), LEAVES[parts[-1]]])
 
 
-def _tensor(path: Path, tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns one tensor in Flax's layout, HWIO or [in, out], of exactly this shape."""
-    if name not in tensors:
+def _find(tensors: Mapping[str, np.ndarray], parts: Sequence[str]) -> np.ndarray | None:
+    """Returns a tensor in Flax's layout, HWIO or [in, out], under a run's own name or torchvision's."""
+    own, theirs = tensors.get("/".join(parts)), tensors.get(_name(parts))
+    if own is not None or theirs is None:
+        return own
+    return theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs.T
+
+
+def _tensor(path: Path, tensors: Mapping[str, np.ndarray], parts: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns one tensor of exactly this shape."""
+    tensor, name = _find(tensors, parts), _name(parts)
+    if tensor is None:
         raise ValueError(f"{path}: no tensor {name}; give the weights of a ResNet-18 in torchvision's naming")
-    tensor = tensors[name]
-    tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
     if tensor.shape != shape:
         raise ValueError(
-            f"{path}: {name} has shape {tensors[name].shape}, for the model {tensor.shape}, not {shape}; "
+            f"{path}: {name} has shape {tensor.shape} in the model's layout, where the model has {shape}; "
             "give the weights of a ResNet-18 with the stem that the model has"
         )
     return tensor

@@ -28,6 +28,7 @@ TOLD = {
     *(f"evaluate.{key}" for key in ("images", "linf_epsilons", "l2_epsilons", "square_queries", "square_images")),
 }
 _QUERIES = 5000  # of Square Attack
+_WEIGHTS = "classifier.safetensors"  # as a run leaves them
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # start from ImageNet weights in the paper
 
 
@@ -202,6 +203,8 @@ def departures(run: Run) -> list[str]:
         found.append(f"{run.setting('attack.steps')} attack steps of 40")
     if run.dataset in _PRETRAINED and run.setting("model.pretrained") == "":
         found.append("from scratch, not ImageNet weights")
+    if Path(run.setting("model.pretrained") or "").name == _WEIGHTS:
+        found.append("from another run's weights, not ImageNet weights")
     if run.result.get("method") == "pgd" and run.setting("attack.training_dtype", "float32") != "float32":
         found.append(f"attack of training in {run.setting('attack.training_dtype')}")
     queries, images = run.setting("evaluate.square_queries", 0), run.setting("evaluate.square_images", 0)

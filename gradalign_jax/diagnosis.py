@@ -39,6 +39,7 @@ def warnings(
     curves: Mapping[str, Mapping[str, Any]],
     zero_gradients: float | None = None,
     white_box: Sequence[float] | None = None,
+    loss: str = "cross_entropy",
 ) -> list[str]:
     """Reasons to doubt an evaluation's numbers, a line each; none is good news.
 
@@ -47,12 +48,14 @@ def warnings(
         `robustness.epsilon_half` says.
       zero_gradients: share of images on which the attack's loss has no gradient at all, or none that is finite.
       white_box: errors of PGD L∞ on the images and at the ε of `square_linf`; None takes its curve.
+      loss: PGD's.
     """
     lines = []
-    if zero_gradients:
+    if zero_gradients and any(name.startswith("pgd") for name in curves):
+        remedy = "believe Square Attack there" if loss == "margin" else "attack with the margin loss"
         lines.append(
             f"the attacks' loss has no gradient, zero or not a number, on {zero_gradients:.1%} of the images: PGD is "
-            "blind there, and its errors are too low; attack with the margin loss"
+            f"blind there, and its errors are too low; {remedy}"
         )
     clean = max((curve["errors"][0] for curve in curves.values()), default=0.0)
     if clean >= 0.5:

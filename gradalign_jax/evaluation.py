@@ -175,7 +175,7 @@ class Evaluation:
 
         state = square.run(start, search, len(rows["place"]), queries, tick)
         shape = (len(epsilons), len(place))
-        return {"fooled": (state.margin <= 0).reshape(shape), "queries": state.queries.reshape(shape)}
+        return {"fooled": ~(state.margin > 0).reshape(shape), "queries": state.queries.reshape(shape)}
 
     def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """The L2 distance to the nearest image found to be misclassified, `[n]`; +inf where none was."""

@@ -5,6 +5,8 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -15,8 +17,10 @@ from tqdm import tqdm
 from gradalign_jax import data, measurements, parallel
 from gradalign_jax.attacks import cw, pgd, square
 from gradalign_jax.evaluation import Evaluation
-from gradalign_jax.types import IMAGE_RANGE, Classifier, DeltaX, Estimate, LogitsFn
+from gradalign_jax.types import IMAGE_RANGE, Array, Classifier, DeltaX, Estimate, LogitsFn
 from gradalign_jax.workdir import Workdir
+
+_SAME = 1e-3  # logits that differ by less, relatively, are of one function
 
 
 def _classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
@@ -53,31 +57,59 @@ def _check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
 
 def _grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
     """The ε of an error curve as plain numbers."""
-    grid = tuple(map(float, np.ravel(values)))
+    try:
+        grid = tuple(map(float, np.ravel(values)))
+    except (TypeError, ValueError):
+        grid = ()
     if not (grid and grid[0] > 0 and np.all(np.diff(grid) > 0) and math.isfinite(grid[-1])):
-        raise ValueError(f"{name} must be ascending numbers > 0, got {grid}")
+        raise ValueError(f"{name} must be ascending numbers > 0, got {values}")
     return grid
 
 
-def _compute(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
-    return compute()
+def _range(bounds: Sequence[float]) -> tuple[float, float]:
+    """The smallest and the largest value of an image as plain numbers."""
+    if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
+    return float(bounds[0]), float(bounds[1])
 
 
-def _identity(
-    logits_fn: LogitsFn, delta_x: DeltaX | None, split: data.Split, classes: int, settings: tuple
-) -> dict[str, str]:
-    """What tells one evaluation from another: two functions by what they make of the first images, the rest whole."""
-    image, label, index = (jnp.asarray(rows[:2]) for rows in split)
-    seen = {
-        "images": (split.image, split.label, split.index),
-        "logits_fn": (logits_fn(image),),
-        "delta_x": () if delta_x is None else (delta_x(image, label, (label + 1) % classes, index),),
-    }
-    hashes = {
-        name: hashlib.blake2b(b"".join(np.asarray(a).tobytes() for a in arrays), digest_size=16).hexdigest()
-        for name, arrays in seen.items()
-    }
-    return hashes | {"settings": repr(settings)}
+def _check_options(attacks: Sequence[str], loss: str, sizes: dict[str, float], counts: dict[str, tuple]) -> None:
+    """Raises ValueError on an unknown name, a step size that is none, or a count below its least value."""
+    if loss not in pgd.LOSSES:
+        raise ValueError(f"unknown attack loss {loss!r}: use one of {', '.join(sorted(pgd.LOSSES))}")
+    if isinstance(attacks, str) or not isinstance(attacks, Sequence):
+        raise ValueError(f"attacks={attacks!r} must be a list of names: some of {', '.join(measurements.ATTACKS)}")
+    for name in attacks:
+        if name not in measurements.ATTACKS:
+            raise ValueError(f"unknown attack {name!r}: use some of {', '.join(measurements.ATTACKS)}")
+    for name, size in sizes.items():
+        if not isinstance(size, Real) or not (size > 0 and math.isfinite(size)):
+            raise ValueError(f"{name}={size} must be a number > 0")
+    for name, (count, least) in counts.items():
+        if not isinstance(count, Integral) or count < least:
+            raise ValueError(f"{name}={count} must be an integer >= {least}")
+
+
+def _identity(split: data.Split, settings: tuple) -> dict[str, str]:
+    """What tells one evaluation from another, besides the classifier and Δx, which are functions."""
+    images = b"".join(np.ascontiguousarray(rows).tobytes() for rows in split)
+    return {"images": hashlib.blake2b(images, digest_size=16).hexdigest(), "settings": repr(settings)}
+
+
+def _measured(point: measurements.Point, value: Callable[..., Any] | None = None) -> dict[str, list]:
+    """A point, remembered or computed; the one pass of the alignments always anew: Δx may be another function's now."""
+    if value is None or point.measure == "alignment":
+        return point.compute()
+    return value(point.measure, point.epsilon, point.part.start, point.compute)
+
+
+def _check_same(logits: Array, value: Callable[..., Any], workdir: str | os.PathLike) -> None:
+    """Holds a few logits against those that `workdir` remembers; the last digits are another device's, or program's."""
+    now = np.asarray(logits, np.float64)
+    before = np.asarray(value("logits", None, 0, now.tolist))
+    scale = np.abs(now[np.isfinite(now)]).max(initial=0)
+    if before.shape != now.shape or not np.allclose(before, now, rtol=_SAME, atol=_SAME * scale, equal_nan=True):
+        raise ValueError(f"{workdir} holds measurements of another logits_fn: choose another workdir")
 
 
 def evaluate(
@@ -129,8 +161,9 @@ def evaluate(
       workdir: directory that keeps finished measurements: a call that was killed, made again, goes on where it was.
 
     Returns:
-      JSON values: `accuracy`, `epsilon_half` and `curves` by attack, `alpha_delta_x`, `alpha_x` and its variants,
-      `linearity` (Figure 7's pairs), `warnings` (plain words), `classes`, `images`; None where not measured.
+      JSON values: `accuracy`, `epsilon_half`, `curves` and, image by image, `smallest_epsilon` by attack,
+      `alpha_delta_x`, `alpha_x` and its variants, `linearity` (Figure 7's pairs), `warnings` (plain words), `classes`,
+      `images`; None where not measured.
 
     Raises:
       ValueError: one line on what is wrong with the images (NaN, another range), labels, ε, an attack's name,
@@ -150,25 +183,15 @@ def evaluate(
     classes = _classes(logits_fn, images)
     if num_classes not in (None, classes):
         raise ValueError(f"num_classes={num_classes}, but logits_fn returns {classes} logits: correct one of them")
-    if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
+    bounds = _range(bounds)
     data.check(images, labels, classes, bounds)
     if delta_x is not None:
         _check_delta_x(delta_x, images)
     epsilons = _grid("epsilons", epsilons)
     l2_epsilons = None if l2_epsilons is None else _grid("l2_epsilons", l2_epsilons)
-    if loss not in pgd.LOSSES:
-        raise ValueError(f"unknown attack loss {loss!r}: use one of {', '.join(sorted(pgd.LOSSES))}")
-    for name in attacks:
-        if name not in measurements.ATTACKS:
-            raise ValueError(f"unknown attack {name!r}: use some of {', '.join(measurements.ATTACKS)}")
-    for name, value in (("step_size", step_size), ("l2_step_size", 1 if l2_step_size is None else l2_step_size)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value} must be a number > 0")
+    sizes = {"step_size": step_size} | ({} if l2_step_size is None else {"l2_step_size": l2_step_size})
     counts = {"block": (block, 1), "steps": (steps, 1), "queries": (queries, 1), "cw_images": (cw_images, 0)}
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}={value} must be an integer >= {least}")
+    _check_options(attacks, loss, sizes, counts | {"seed": (seed, 0)})
     if index is not None and len(index) != len(labels):
         raise ValueError(f"index has {len(index)} entries for {len(labels)} images: give one each")
     root = math.sqrt(math.prod(np.shape(images)[1:]))
@@ -181,9 +204,8 @@ def evaluate(
     }
     white_box = {name: grids[name] for name in attacks if name in grids}
     black_box = "square_linf" in attacks
-    plan = measurements.Plan(
-        white_box, epsilons, queries if black_box else 0, nearest_images=min(cw_images, len(labels))
-    )
+    nearest = min(cw_images, len(labels))
+    plan = measurements.Plan(white_box, epsilons, queries if black_box else 0, nearest_images=nearest, loss=loss)
     index = np.arange(len(labels)) if index is None else index
     split = data.Split(np.asarray(images, np.float32), np.asarray(labels, np.int32), np.asarray(index, np.int32))
     on = parallel.devices(0, 0)
@@ -202,16 +224,15 @@ def evaluate(
     nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     points = measurements.schedule(evaluation, nothing, plan)
     with contextlib.ExitStack() as stack:
-        value = _compute
-        if workdir is not None:
-            settings = (plan, steps, loss, bounds, block, seed)
-            kept = Workdir(workdir, _identity(logits_fn, delta_x, split, classes, settings))
-            stack.callback(kept.close)
-            value = kept.remembered()
         # As in runs from a config: what is reported is of float32 products, which a GPU or TPU shortens by default.
         stack.enter_context(jax.default_matmul_precision("highest"))
+        measure = _measured
+        if workdir is not None:
+            kept = Workdir(workdir, _identity(split, (plan, steps, bounds, block, seed)))
+            stack.callback(kept.close)
+            value = kept.remembered()
+            _check_same(logits_fn(jnp.asarray(split.image[:block])), value, workdir)
+            measure = partial(_measured, value=value)
         bar = stack.enter_context(tqdm(points, unit="point", dynamic_ncols=True, disable=None))
-        values = measurements.gather(
-            (point, value(point.measure, point.epsilon, point.part.start, point.compute)) for point in bar
-        )
+        values = measurements.gather((point, measure(point)) for point in bar)
     return measurements.summarise(values, split, plan) | {"classes": classes, "images": len(labels)}

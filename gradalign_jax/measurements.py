@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     square_epsilons, square_queries: Square Attack's; 0 queries: none.
     square_images, nearest_images: of these two attacks, the first so many; `nearest` is Carlini-Wagner's, 0: none.
     by_class: also distances and alignments of every class.
+    loss: what the white box ascends; a warning depends on it.
     """
 
     white_box: Mapping[str, tuple[float, Sequence[float]]]
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     square_images: int = 0
     nearest_images: int = 0
     by_class: bool = False
+    loss: str = "cross_entropy"
 
 
 class Point(NamedTuple):
@@ -145,8 +147,10 @@ def _finite(values: np.ndarray) -> list[float | None]:
 def summarise(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
     """The numbers of a result: `accuracy`, `epsilon_half`, `curves`, the mean alignments, `linearity`, `warnings`.
 
-    Numbers are None where nothing was measured. `linearity` holds Figure 7's pairs image by image: the signed linear
-    approximation of the distance to the decision boundary (Lemma 1), and Carlini-Wagner's distance.
+    Numbers are None where nothing was measured. `smallest_epsilon` has, by attack, the smallest ε of the grid that
+    fooled each image, 0 where it was misclassified without an attack, None where no ε did. `linearity` holds Figure
+    7's pairs image by image: the signed linear approximation of the distance to the decision boundary (Lemma 1), and
+    Carlini-Wagner's distance.
     """
     rows, wrong_clean = wrong(values, split.label, plan), values["clean", None]["predicted"] != split.label
     curves = {attack: _curve(plan, attack, of) for attack, of in rows.items()}
@@ -177,8 +181,11 @@ def summarise(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
         **dict.fromkeys(ALPHAS),
         **means,
         "curves": curves,
+        "smallest_epsilon": {
+            attack: _finite(robustness.smallest_epsilon(_grid(plan, attack), of)) for attack, of in rows.items()
+        },
         "linearity": linearity,
-        "warnings": diagnosis.warnings(curves, float(np.mean(alignment["zero_gradient"])), white_box),
+        "warnings": diagnosis.warnings(curves, float(np.mean(alignment["zero_gradient"])), white_box, plan.loss),
     }
 
 

@@ -203,6 +203,8 @@ def test_one_call_measures_one_s_own_model():
     assert result["epsilon_half"]["pgd_linf"] == pytest.approx(medians[0], abs=0.025)
     assert result["epsilon_half"]["pgd_l2"] == pytest.approx(medians[1], abs=0.09)
     assert medians[0] < result["epsilon_half"]["square_linf"] < 3 * medians[0]
+    exact = margin / np.abs(DIRECTION).sum()  # distances in L∞: the next ε of the grid fools
+    np.testing.assert_allclose(result["smallest_epsilon"]["pgd_linf"], exact, atol=0.025)
     assert result["accuracy"] == 1
     assert result["alpha_delta_x"] == pytest.approx(1, abs=1e-5)
     assert not any("PGD" in line for line in result["warnings"])
@@ -229,6 +231,10 @@ def test_what_a_user_gives_is_checked():
     fails("smallest and the largest", bounds=None)
     fails("unknown attack loss 'hinge'", loss="hinge", attacks=("square_linf",))
     fails("must be an integer", steps=4.0)
+    fails("must be an integer", seed="a")
+    fails("must be a number", step_size="a")
+    fails("ascending numbers", epsilons=None)
+    fails("must be a list of names", attacks=None)
     fails("delta_x cannot be traced", delta_x=lambda x, *_: np.asarray(x))
     fails("delta_x returns", delta_x=lambda x, *_: x.sum(-1))
 
@@ -236,7 +242,7 @@ def test_what_a_user_gives_is_checked():
 def test_what_is_not_a_number_counts_as_wrong_and_is_told():
     """A model whose gradient is NaN on half of the images, and one whose logits are."""
     image, label = own_images(40)
-    options = {"epsilons": (0.5, 5.0), "attacks": ("pgd_linf", "pgd_l2"), "bounds": (-9.0, 9.0), "steps": 3}
+    options = {"epsilons": (0.5, 5.0), "bounds": (-9.0, 9.0), "steps": 3, "queries": 20, "block": 20}
 
     @jax.custom_vjp
     def spoilt(x, bad):
@@ -252,6 +258,19 @@ def test_what_is_not_a_number_counts_as_wrong_and_is_told():
     assert any("no gradient, zero or not a number" in line for line in told["warnings"])
     nothing = gradalign_jax.evaluate(lambda x: linear(x) * jnp.nan, image, label, **options)
     assert nothing["accuracy"] == 0
+    for curve in nothing["curves"].values():
+        assert curve["errors"] == [1, 1, 1]
+    assert any("not a number, on 100.0% of the images" in line for line in nothing["warnings"])
+    # Not a number beyond the images, where only attacks get.
+    within = float(np.abs(image).max())
+
+    def broken(x):
+        return jnp.where(jnp.abs(x).max((1, 2, 3))[:, None] > within + 1e-6, jnp.nan, linear(x))
+
+    for name, curve in gradalign_jax.evaluate(broken, image, label, **options)["curves"].items():
+        assert curve["errors"][0] == 0, name
+        assert curve["errors"][1] > 0.9, name  # a random start may stay within
+        assert curve["errors"][2] == 1, name
 
 
 def test_grids_may_be_arrays(tmp_path):
@@ -286,8 +305,28 @@ def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):
     for changed in ({"seed": 1}, {"steps": 3}):
         with pytest.raises(ValueError, match="settings"):
             gradalign_jax.evaluate(linear, image, label, **options | changed)
-    with pytest.raises(ValueError, match="another config: logits_fn"):
-        gradalign_jax.evaluate(lambda x: 2 * linear(x), image, label, **options)
+    with pytest.raises(ValueError, match="another logits_fn"):
+        gradalign_jax.evaluate(lambda x: 1.01 * linear(x), image, label, **options)
+
+
+def test_a_repeated_call_takes_another_rounding_and_another_delta_x(tmp_path):
+    """Rounding is not another classifier; vectors that differ from the third image on are another Δx."""
+    image, label = own_images(8)
+    options = {"epsilons": (0.1,), "attacks": ("pgd_linf",), "steps": 1, "workdir": tmp_path}
+    table = np.random.default_rng(2).normal(size=image.shape).astype(np.float32)
+    changed = np.where(np.arange(8)[:, None, None, None] < 2, table, -table)
+    first, second = (
+        gradalign_jax.evaluate(
+            lambda x, scale=scale: linear(x) * scale, image, label, delta_x=lambda x, y, t, i, v=v: v[i], **options
+        )
+        for scale, v in ((1.0, jnp.asarray(table)), (1 + 1e-6, jnp.asarray(changed)))
+    )
+    fresh = gradalign_jax.evaluate(
+        linear, image, label, delta_x=lambda x, y, t, i: jnp.asarray(changed)[i], **options | {"workdir": None}
+    )
+    assert second["alpha_delta_x"] == pytest.approx(fresh["alpha_delta_x"])
+    assert second["alpha_delta_x"] != pytest.approx(first["alpha_delta_x"], abs=0.01)
+    assert second["curves"] == first["curves"]
 
 
 def test_models_of_any_kind():
@@ -338,6 +377,9 @@ def curve(*errors, censored=False):
     [
         ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {}, []),
         ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, ["no gradient, zero or not a number, on 25.0%"]),
+        ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25}, ["attack with the margin loss"]),
+        ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25, "loss": "margin"}, ["believe Square Attack there"]),
+        ({"square_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, []),  # it needs no gradient
         (
             {"pgd_l2": curve(0.0, 0.6, 0.5, 1.0)},
             {},

@@ -28,7 +28,8 @@ class State(NamedTuple):
     """The search, image by image.
 
     sign: int8 `[B, ...]`, the pattern so far (0 for an image that was misclassified before any query).
-    margin: `[B]`, logit_y - max_{j≠y} logit_j of the iterate; at most 0 means fooled.
+    margin: `[B]`, logit_y - max_{j≠y} logit_j of the iterate; fooled unless it is above 0, so that logits that are not
+      numbers count as wrong, as everywhere.
     queries: int32 `[B]`, forward passes spent on attacked images.
     """
 
@@ -125,7 +126,7 @@ def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[floa
             sign = sign.reshape(image.shape)
             margin = _margin(logits_fn, iterate(image, epsilon, sign), label)
             alive = state.margin > 0
-            better = alive & (margin < state.margin)
+            better = alive & ~(margin >= state.margin)  # not a number is better than any
             return i + 1, State(
                 jnp.where(per_image(better, image) > 0, sign, state.sign),
                 jnp.where(better, margin, state.margin),
@@ -135,7 +136,7 @@ def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[floa
         return jax.lax.while_loop(unfinished, query, (jnp.asarray(first, jnp.int32), state))[1]
 
     def attacked(image: Array, epsilon, state: State) -> Array:
-        fooled = (state.margin <= 0) & (state.queries > 0)
+        fooled = ~(state.margin > 0) & (state.queries > 0)
         return jnp.where(per_image(fooled, image) > 0, iterate(image, epsilon, state.sign), image)
 
     return Parts(start, search, attacked)

@@ -116,6 +116,7 @@ def plan(config: ConfigDict, by_class: bool) -> measurements.Plan:
         square_images=section.square_images,
         nearest_images=section.cw_images,
         by_class=by_class,
+        loss=config.attack.loss,
     )
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from gradalign_jax.report import results
+from gradalign_jax.report import runs as files
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     for folder in arguments.folder:
         if not folder.is_dir():
             return _fail(f"no such directory: {folder}")
-    runs, damaged = results.collect(arguments.folder)
+    runs, damaged = files.collect(arguments.folder)
     if not runs:
         names = ", ".join(map(str, arguments.folder))
         broken = f" but {len(damaged)} damaged: {damaged[0].path} ({damaged[0].reason})" if damaged else ""
@@ -51,7 +51,8 @@ def _fail(message: str) -> int:
 
 def _write(output: Path, runs, damaged, folders: list[Path], argv: list[str]) -> Path:
     """All files of the report; returns the page."""
-    from gradalign_jax.report import formats, page, plots, tables  # matplotlib: not before there is something to draw
+    # Only now that there is something to draw: matplotlib takes its time.
+    from gradalign_jax.report import formats, page, plots, results, tables
 
     output.mkdir(parents=True, exist_ok=True)
     found = results.classifiers(runs)

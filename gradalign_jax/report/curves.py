@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from gradalign_jax import paper
-from gradalign_jax.report import statistics, tables
+from gradalign_jax.report import groups, statistics, tables
 from gradalign_jax.report.ink import Figure, Ink, Material, few_ticks, panels, symbols
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.tables import METHODS, NAMES
@@ -32,7 +32,7 @@ def draw_overview(material: Material, ink: Ink):
     quantities = dict(zip(paper.COLUMNS[1:], tables.table_2(material.classifiers).headings[1:], strict=True))
     points = {name: [] for name in quantities}
     for (dataset, method), printed in paper.TABLE_2.items():
-        members = tables.longest(material.classifiers, dataset, method)
+        members = groups.longest(material.classifiers, dataset, method)
         for name in quantities:
             mean, sd = statistics.mean_sd([m.values[name] for m in members if m.values[name] is not None])
             if mean is not None and mean > 0:
@@ -61,14 +61,14 @@ def draw_overview(material: Material, ink: Ink):
 
 def draw_robustness(material: Material, ink: Ink):
     """Figure S8: accuracy over ε."""
-    datasets = [d for d in _present(material) if any(tables.longest(material.classifiers, d, m) for m in METHODS)]
+    datasets = [d for d in _present(material) if any(groups.longest(material.classifiers, d, m) for m in METHODS)]
     if not datasets:
         return None
     figure, axes = panels(len(datasets), len(ATTACKS), 3.4, 2.25, sharey=True)
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, (attack, name) in zip(line, ATTACKS.items(), strict=True):
             drawn = [
-                _accuracy(axis, dataset, m, tables.longest(material.classifiers, dataset, m), attack, ink)
+                _accuracy(axis, dataset, m, groups.longest(material.classifiers, dataset, m), attack, ink)
                 for m in METHODS
             ]
             axis.axhline(50, color=ink.text, linewidth=0.7, linestyle=(0, (4, 3)))
@@ -109,7 +109,7 @@ def _accuracy(axis, dataset: str, method: str, members: Sequence[Classifier], at
 
 def draw_series(material: Material, ink: Ink):
     """Figure S7: alignment over robustness for PGD training at several ε."""
-    series = {dataset: tables.pgd_series(material.classifiers, dataset) for dataset in _present(material)}
+    series = {dataset: groups.pgd_series(material.classifiers, dataset) for dataset in _present(material)}
     series = {dataset: points for dataset, points in series.items() if len({p.epsilon for p in points}) > 1}
     if not series:
         return None
@@ -127,7 +127,7 @@ def draw_series(material: Material, ink: Ink):
                 centres += [(np.mean(x), np.mean(y))] if mine else []
             if centres:
                 axis.plot(*zip(*centres, strict=True), color=color, linewidth=1)
-            r, n = tables.correlation(points, alpha)
+            r, n = groups.correlation(points, alpha)
             printed = paper.TABLE_3.get((dataset,), {}).get(alpha)
             name = "ᾱ_Δx" if kind == 1 else "ᾱ_x"
             told = "–" if r is None else f"{r:.3f} (n = {n})"
@@ -157,7 +157,7 @@ def draw_linearity(material: Material, ink: Ink):
     found = {}
     for dataset in _present(material):
         for method in METHODS:
-            members = tables.longest(material.classifiers, dataset, method)
+            members = groups.longest(material.classifiers, dataset, method)
             points = next((found for found in map(_scatter, members) if found is not None), None)
             if points is not None:
                 found[dataset, method] = points

@@ -67,7 +67,7 @@ def tex(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular (package booktabs); every cell is a stack of ours, paper and z."""
+    """A tabular (package booktabs), cells being stacks of ours, paper and z; rows' notes and the legend follow it."""
     lines = [
         f"% {table.title}. Needs \\usepackage{{booktabs}}. Cells: ours, paper, z.",
         f"\\begin{{tabular}}{{l{'c' * len(table.headings)}}}",
@@ -75,7 +75,11 @@ def latex(table: Table) -> str:
         " & ".join(["", *map(tex, table.headings)]) + r" \\",
         "\\midrule",
     ]
+    notes = list(dict.fromkeys(row.note for row in table.rows if row.note))
     for row in table.rows:
         cells = [r"\shortstack{" + r" \\ ".join(map(tex, _joined(cell))) + "}" for cell in row.cells]
-        lines.append(" & ".join([tex(row.label), *cells]) + r" \\[1ex]")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+        mark = f"\\textsuperscript{{{notes.index(row.note) + 1}}}" if row.note else ""
+        lines.append(" & ".join([tex(row.label) + mark, *cells]) + r" \\[1ex]")
+    lines += ["\\bottomrule", "\\end{tabular}", "\\par\\medskip{\\footnotesize"]
+    lines += [f"\\textsuperscript{{{i}}} {tex(note)}.\\par" for i, note in enumerate(notes, 1)]
+    return "\n".join([*lines, f"{tex(table.legend)}\\par}}", ""])

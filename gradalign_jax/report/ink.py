@@ -11,7 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 
-from gradalign_jax.report.results import Classifier, Run
+from gradalign_jax.report.results import Classifier
+from gradalign_jax.report.runs import Run
 
 
 class Ink(NamedTuple):

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from gradalign_jax.report import results
+from gradalign_jax.report.departures import departures
 from gradalign_jax.report.ink import Figure
-from gradalign_jax.report.results import Damaged, Run
+from gradalign_jax.report.runs import Damaged, Run
 from gradalign_jax.report.tables import METHODS, NAMES, Cell, Table
 
 STYLE = Path(__file__).with_name("page.css")
@@ -80,7 +80,13 @@ def figure(drawn: Drawn) -> str:
 
 
 def _summary(tables: Sequence[Table], runs: Sequence[Run]) -> str:
-    cells = [cell for content in tables for row in content.rows for cell in row.cells if cell.printed]
+    first = {  # a number of the paper's counts once, however many rows stand beside it: the first, which is the longest
+        (content.name, row.key, i): cell
+        for content in tables
+        for row in reversed(content.rows)
+        for i, cell in enumerate(row.cells)
+    }
+    cells = [cell for cell in first.values() if cell.printed]
     measured = [cell for cell in cells if cell.values]
     judged = [cell for cell in measured if cell.z is not None]
     near = sum(abs(cell.z) <= 2 for cell in judged)
@@ -131,7 +137,7 @@ def _provenance(runs: Sequence[Run], root: Path) -> str:
         what = METHODS.get(method, method or "") + (" · evaluate" if run.task == "evaluate" else "")
         what = what if run.task in ("classifier", "evaluate") else run.task
         epsilon = run.setting("attack.epsilon") if method == "pgd" else None
-        how = "; ".join(results.departures(run))
+        how = "; ".join(departures(run))
         devices = run.result.get("devices") or []
         count = f"{len(devices)} × " if len(devices) > 1 else ""
         command = run.path / "command.txt"

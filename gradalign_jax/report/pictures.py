@@ -12,7 +12,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from gradalign_jax.report import tables
+from gradalign_jax.report.departures import best_first
+from gradalign_jax.report.groups import longest
 from gradalign_jax.report.ink import Figure, Ink, Material, symbols
 from gradalign_jax.report.tables import METHODS, NAMES
 
@@ -63,12 +64,12 @@ def _grid(lines: Sequence[Sequence[tuple[np.ndarray | None, bool]]], titles, nam
 
 
 def _first(material: Material, task: str, dataset: str, needs: str) -> dict[str, np.ndarray] | None:
-    """Pictures of the first run of a task on a data set that has them."""
-    for run in material.runs:
-        if (run.task, run.dataset) == (task, dataset):
-            found = load(run.path)
-            if found is not None and {"image", "label", needs} <= set(found):
-                return found
+    """Pictures of the run of a task on a data set that did most, of those that have them."""
+    mine = [run for run in material.runs if (run.task, run.dataset) == (task, dataset)]
+    for run in sorted(mine, key=lambda run: (best_first(run), run.seed, -run.written)):
+        found = load(run.path)
+        if found is not None and {"image", "label", needs} <= set(found):
+            return found
     return None
 
 
@@ -118,7 +119,7 @@ def draw_gradients(material: Material, ink: Ink):
     lines, names = [], []
     for dataset in NAMES:
         found = {
-            m: next(filter(None, (load(c.run.path) for c in tables.longest(material.classifiers, dataset, m))), None)
+            m: next(filter(None, (load(c.run.path) for c in longest(material.classifiers, dataset, m))), None)
             for m in METHODS
         }
         present = [f for f in found.values() if f is not None and {"image", "gradient", "label"} <= set(f)]

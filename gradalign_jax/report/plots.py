@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 
 from gradalign_jax.report import curves, ink, page, pictures
 from gradalign_jax.report.page import Drawn
-from gradalign_jax.report.results import Classifier, Run
+from gradalign_jax.report.results import Classifier
+from gradalign_jax.report.runs import Run
 
 FIGURES = (
     curves.OVERVIEW,

@@ -1,12 +1,14 @@
 """Tables 1, 2, 3, S1 and S2: every cell holds what was measured, what the paper prints, and how far they are apart."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gradalign_jax import paper
-from gradalign_jax.report import results, statistics
-from gradalign_jax.report.results import Classifier, Run
+from gradalign_jax.report import statistics
+from gradalign_jax.report.departures import departures
+from gradalign_jax.report.groups import Group, alike, correlation, grouped, pgd_series
+from gradalign_jax.report.results import Classifier
+from gradalign_jax.report.runs import Run
 
 NAMES = {
     "spheres": "Spheres",
@@ -74,13 +76,6 @@ class Table(NamedTuple):
     legend: str
 
 
-class Group(NamedTuple):
-    """Classifiers that differ in their seed alone, and what tells them from others of their row."""
-
-    members: tuple[Classifier, ...]
-    apart: str
-
-
 LEGEND = (
     "Ours: mean ± sample deviation over seeds (their number). Paper: as printed, 5 runs. "
     "z = (ours − paper) / √(s²(1/n + 1/5) + h²/3), with s the deviation pooled over both, or the only one there is, "
@@ -103,66 +98,6 @@ def _censored(members: Iterable[Classifier], attack: str) -> bool:
     return any(curve.get("censored") for curve in curves)
 
 
-def _one_a_seed(members: Iterable[Classifier]) -> tuple[Classifier, ...]:
-    """The newest of every seed, by seed: one run copied or repeated is still one run."""
-    by_seed = {}
-    for member in sorted(members, key=lambda m: (m.run.path / "result.json").stat().st_mtime):
-        by_seed[member.run.seed] = member
-    return tuple(by_seed[seed] for seed in sorted(by_seed))
-
-
-def _settings(run: Run) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(results.settings_of(run).items()))
-
-
-def _longest_first(training: tuple[tuple, Mapping[tuple, list[Classifier]]]) -> tuple[int, tuple]:
-    settings, by_measuring = training
-    return -(results.steps(next(iter(by_measuring.values()))[0].run) or 0), settings
-
-
-def grouped(found: Iterable[Classifier]) -> list[Group]:
-    """Classifiers of one row in groups of equal settings, the longest training first; nothing unlike is averaged.
-
-    What evaluations added counts as well; a classifier without any joins the largest group of its training.
-    """
-    by_training = defaultdict(lambda: defaultdict(list))
-    for classifier in found:
-        measured = tuple(sorted(map(_settings, classifier.sources)))
-        by_training[_settings(classifier.run)][measured].append(classifier)
-    ordered, flat = [], []
-    for trained, by_measuring in sorted(by_training.items(), key=_longest_first):
-        bare = by_measuring.pop((), [])
-        parts = sorted(by_measuring.values(), key=len, reverse=True) or [[]]
-        for part in [parts[0] + bare, *parts[1:]]:
-            measured = {f"{key}, measured": value for run in part[0].sources for key, value in _settings(run)}
-            ordered.append(part)
-            flat.append(dict(trained) | measured)
-    shared = set.intersection(*map(set, flat)) if flat else set()  # keys that only some versions know tell nothing
-    differing = [key for key in sorted(shared) if len({f[key] for f in flat}) > 1]
-    groups = []
-    for members, settings in zip(ordered, flat, strict=True):
-        sources = next((m.sources for m in members if m.sources), ())
-        told = {words.split()[0] for run in (members[0].run, *sources) for words in results.departures(run)}
-        known = [(key, key.partition(",")[0]) for key in differing]
-        names = [f"{key}={settings[key]}" for key, bare in known if bare not in results.TOLD | told]
-        groups.append(Group(_one_a_seed(members), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
-    return groups
-
-
-def longest(found: Iterable[Classifier], dataset: str, method: str) -> tuple[Classifier, ...]:
-    """The classifiers of a row of Table 2, those trained longest where settings differ; () where there are none."""
-    groups = grouped(c for c in found if (c.run.dataset, c.method) == (dataset, method) and c.as_in_table_2)
-    return groups[0].members if groups else ()
-
-
-def _note(group: Group) -> str:
-    first = group.members[0]
-    told = [group.apart, *results.departures(first.run)]
-    measured = next((m.sources for m in group.members if m.sources), first.evaluations[:1])
-    told += [words for evaluation in measured for words in results.departures(evaluation)]
-    return "; ".join(dict.fromkeys(filter(None, told)))
-
-
 def _of_classifiers(found: Sequence[Classifier], keys: Iterable[tuple[str, str]], columns, printed) -> tuple[Row, ...]:
     rows = []
     for dataset, method in keys:
@@ -172,7 +107,7 @@ def _of_classifiers(found: Sequence[Classifier], keys: Iterable[tuple[str, str]]
         for group in grouped(mine) or [Group((), "")]:
             of = group.members
             cells = tuple(cell([m.values[c] for m in of], numbers.get(c), _censored(of, c)) for c in columns)
-            rows.append(Row((dataset, method), label, _note(group) if group.members else "", cells))
+            rows.append(Row((dataset, method), label, group.note, cells))
     return tuple(rows)
 
 
@@ -208,30 +143,6 @@ def table_s2(found: Sequence[Classifier]) -> Table:
     )
 
 
-def pgd_series(found: Sequence[Classifier], dataset: str) -> list[Classifier]:
-    """PGD-trained classifiers of a data set at all ε, those of the longest settings: the points of Table 3 and S7."""
-    mine = [c for c in found if c.run.dataset == dataset and c.method == "pgd" and c.values["pgd_linf"] is not None]
-    groups = defaultdict(list)
-    for classifier in mine:
-        settings = {k: v for k, v in results.settings_of(classifier.run).items() if k != "attack.epsilon"}
-        groups[tuple(sorted(settings.items()))].append(classifier)
-    if not groups:
-        return []
-    best = max(groups.values(), key=lambda g: (len({c.epsilon for c in g}), results.steps(g[0].run) or 0))
-    by_epsilon = defaultdict(list)
-    for classifier in best:
-        by_epsilon[classifier.epsilon].append(classifier)
-    return [c for epsilon in sorted(by_epsilon) for c in _one_a_seed(by_epsilon[epsilon])]
-
-
-def correlation(series: Sequence[Classifier], alpha: str) -> tuple[float | None, int]:
-    """Pearson's r of an alignment with ε50% under PGD L∞, and over how many classifiers; None below three ε."""
-    pairs = [(c.values[alpha], c.values["pgd_linf"], c.epsilon) for c in series if c.values[alpha] is not None]
-    if len({epsilon for *_, epsilon in pairs}) < 3:
-        return None, len(pairs)
-    return statistics.pearson([a for a, _, _ in pairs], [half for _, half, _ in pairs]), len(pairs)
-
-
 def table_3(found: Sequence[Classifier]) -> Table:
     """Pearson's r between alignment and robustness over PGD training at several ε."""
     rows = []
@@ -245,7 +156,7 @@ def table_3(found: Sequence[Classifier]) -> Table:
         epsilons = sorted({c.epsilon for c in series})
         note = f"ε {', '.join(f'{e:g}' for e in epsilons)}" if epsilons else ""
         if series:
-            note = "; ".join([note, *results.departures(series[0].run)])
+            note = "; ".join([note, *departures(series[0].run)])
         rows.append(Row((dataset,), NAMES[dataset], note, tuple(cells)))
     legend = (
         "Pearson's r (over how many classifiers) of ε50% PGD L∞ with the alignment, PGD training at three or more ε. "
@@ -257,17 +168,8 @@ def table_3(found: Sequence[Classifier]) -> Table:
     )  # fmt: skip
 
 
-def alike(runs: Iterable[Run]) -> list[Run]:
-    """The runs of the settings that train longest, the newest of every seed: nothing unlike is averaged."""
-    by_settings = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: (run.path / "result.json").stat().st_mtime):
-        by_settings[tuple(sorted(results.settings_of(run).items()))][run.seed] = run
-    longest = max(by_settings.values(), key=lambda seeds: results.steps(next(iter(seeds.values()))) or 0, default={})
-    return [longest[seed] for seed in sorted(longest)]
-
-
 def _told(runs: Sequence[Run], *words: str) -> str:
-    return "; ".join([*words, *(results.departures(runs[0]) if runs else ())])
+    return "; ".join([*words, *(departures(runs[0]) if runs else ())])
 
 
 def _by_class(run: Run, name: str) -> Mapping[str, float]:
@@ -323,7 +225,7 @@ def ratios(found: Sequence[Classifier]) -> Table:
             pairs = [(m.values["pgd_l2"], m.values["alpha_delta_x"]) for m in group.members]
             values = [half / alpha for half, alpha in pairs if half is not None and alpha]
             ratio = cell(values, paper.number(printed), _censored(group.members, "pgd_l2"))
-            rows.append(Row((method,), METHODS[method], group.apart, (ratio,)))
+            rows.append(Row((method,), METHODS[method], group.note, (ratio,)))
     return Table(
         "theorem2", "Theorem 2 on Spheres · ε50% L2 / ᾱ_Δx", ("method",), ("ratio",), ("theory: 0.15",), tuple(rows),
         "Paper: the ratio of its Table 2's means. As in Table 2 otherwise, z resting on our deviation.",
@@ -332,19 +234,25 @@ def ratios(found: Sequence[Classifier]) -> Table:
 
 def table_s1(runs: Sequence[Run]) -> Table:
     """Hours of a run."""
-    of_task: dict[str, Callable[[Run], bool]] = {
-        **{
-            method: lambda run, m=method: run.task == "classifier" and run.result.get("method") == m
-            for method in METHODS
-        },
-        "generator": lambda run: run.task in ("vrgan", "gan"),
-        "square": lambda run: run.task == "evaluate",
+    by_method = {
+        task: [lambda run, t=task, m=method: (run.task, run.result.get("method")) == (t, m) for method in METHODS]
+        for task in ("classifier", "evaluate")
+    }
+    parts: dict[str, Sequence[Callable[[Run], bool]]] = {
+        **{method: [part] for method, part in zip(METHODS, by_method["classifier"], strict=True)},
+        "generator": [lambda run: run.task in ("vrgan", "gan")],
+        "square": [
+            lambda run, of=part: (
+                of(run) and run.setting("evaluate.square_queries") and not run.setting("evaluate.cw_images")
+            )
+            for part in by_method["evaluate"]
+        ],
     }
     rows = []
     for (dataset,), numbers in paper.HOURS.items():
-        cells = []
+        of_dataset, cells = [run for run in runs if run.dataset == dataset], []
         for column in paper.S1_COLUMNS:
-            mine = alike(run for run in runs if run.dataset == dataset and of_task[column](run))
+            mine = [run for part in parts[column] for run in alike(run for run in of_dataset if part(run))]
             hours = [run.result["seconds"] / 3600 for run in mine if run.result.get("seconds") is not None]
             cells.append(Cell(tuple(hours), numbers.get(column)))
         rows.append(Row((dataset,), NAMES[dataset], "", tuple(cells)))
@@ -352,7 +260,8 @@ def table_s1(runs: Sequence[Run]) -> Table:
         "tableS1", "Table S1 · Hours of a run", ("dataset",), paper.S1_COLUMNS,
         ("baseline", "GAN", "L_α", "PGD", "Square Attack"), tuple(rows),
         "Ours: hours on the devices listed below, of the longest runs, with their whole test; not comparable where "
-        "lengths differ. Paper: averages on a Titan V, Titan RTX or V100.",
+        "lengths differ. Square Attack: an evaluation with PGD, without Carlini and Wagner's attack. Paper: "
+        "averages on a Titan V, Titan RTX or V100.",
     )  # fmt: skip
 
 

@@ -25,6 +25,15 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "validate.first_epoch": 33,
     },
 }
+_RESNET = {"model.name": "resnet", "model.binary": False, "model.stem": "imagenet", "model.frozen_norm": True}
+_BINARY = {**_RESNET, "model.binary": True, "model.input_mapping": "raw"}
+_MODEL = {
+    "spheres": {"model.name": "mlp", "model.hidden": (1000, 1000)},
+    **dict.fromkeys(("squares", "mnist35", "copd"), _BINARY),
+    "squares32": {**_BINARY, "model.input_mapping": "unit"},
+    "mnist": {**_RESNET, "model.input_mapping": "unit"},
+    "cifar10": {**_RESNET, "model.stem": "cifar", "model.frozen_norm": False, "model.input_mapping": "unit"},
+}
 _ADAM = {"optimizer.learning_rate": 1e-4, "optimizer.b1": 0.0, "optimizer.b2": 0.9}
 _TRAINED = {**_ADAM, "train.batch_size": 12, "validate.every_epochs": 1, "validate.images": 0}
 _CLASSIFIER = {
@@ -52,10 +61,10 @@ def values(dataset: str, task: str) -> dict[str, Any]:
         return {**_PROJECT, "project.penalty": penalty, "project.learning_rate": (rate, rate)}
     if task == "vrgan":
         width = {} if dataset == "spheres" else {"generator.width": 64}
-        return {**_VRGAN, **width, "train.batch_size": 50 if dataset == "spheres" else 12}
+        return {**_VRGAN, **_MODEL[dataset], **width, "train.batch_size": 50 if dataset == "spheres" else 12}
     own = dict(_OWN[dataset])
     grid, root = own.pop("grid"), math.sqrt(own.pop("dimensions"))
-    found = {**_CLASSIFIER, "validate.epsilons": grid, **own, "evaluate.linf_epsilons": grid}
+    found = {**_CLASSIFIER, **_MODEL[dataset], "validate.epsilons": grid, **own, "evaluate.linf_epsilons": grid}
     found["evaluate.cw_iterations"] = 10_000
     found["evaluate.l2_epsilons"] = tuple(epsilon * root for epsilon in grid)
     found["evaluate.l2_step_size"] = found["attack.step_size"] * root

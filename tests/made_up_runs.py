@@ -1,0 +1,55 @@
+"""Result files that no run has written, for tests of the report."""
+
+import json
+
+from gradalign_jax import paper
+from gradalign_jax.report import results, runs
+
+GRID = [0.0, 0.1, 0.2]
+
+
+def classifier(folder, dataset="spheres", method="baseline", seed=0, **changed):
+    """Writes one made-up classifier run; `changed` sets fields of its result, "config" is merged."""
+    epsilon = paper.EPSILON[dataset]
+    config = {
+        **{"task": "classifier", "seed": seed, "method": method},
+        **{"attack": {"epsilon": epsilon, "steps": 40}, "train": {"epochs": 4, "steps_per_epoch": 100}},
+    }
+    for key, value in changed.pop("config", {}).items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+    curve = {"epsilons": GRID, "errors": [0.0, 0.4, 1.0], "threshold": 0.5, "censored": False}
+    result = {
+        **{"dataset": dataset, "method": method, "seed": seed, "accuracy": 1.0, "config": config},
+        "epsilon_half": {"pgd_linf": 0.006, "pgd_l2": 0.1, "square_linf": None},
+        **{"alpha_delta_x": 0.6, "alpha_x": 0.5, "alpha_x_label": 0.5, "alpha_x_target_label": 0.4},
+        **{"alpha_x_closest_predicted": 0.4, "curves": {"pgd_linf": curve, "pgd_l2": curve}},
+        **{"seconds": 36.0, "devices": ["cpu"], "versions": {"jax": "0.10"}, "notes": ["from scratch"], **changed},
+    }
+    return write(folder, result)
+
+
+def write(folder, result):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def found_in(*folders):
+    found, damaged = runs.collect(folders)
+    assert not damaged
+    return found, results.classifiers(found)
+
+
+def cell_of(table, column, *key):
+    (row,) = [row for row in table.rows if row.key == key]
+    return row.cells[table.columns.index(column)]
+
+
+def series(folder, dataset="mnist35"):
+    """PGD runs at three ε with two seeds each; returns alignments and ε50% in the order of the table."""
+    alphas, halves = [0.1, 0.2, 0.25, 0.2, 0.4, 0.38], [0.2, 0.25, 0.4, 0.3, 0.5, 0.55]
+    for i, (alpha, half) in enumerate(zip(alphas, halves, strict=True)):
+        at = {"attack": {"epsilon": (0.15, 0.21, 0.3)[i // 2]}}
+        half = {"pgd_linf": half}
+        classifier(folder / str(i), dataset, "pgd", i % 2, alpha_delta_x=alpha, epsilon_half=half, config=at)
+    return alphas, halves

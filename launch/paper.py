@@ -6,9 +6,9 @@ to every command: `python launch/paper.py --only=cifar10 --run -- --config.devic
 """
 
 import argparse
+import hashlib
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -51,7 +51,8 @@ def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     python = [*shlex.split(arguments.prefix), sys.executable]
     commands = {job.name: [*python, *paper_plan.command(job, scale, str(root), extra)] for job in jobs}
     if arguments.estimate:
-        print(estimate(jobs, root, json.loads(arguments.speeds.read_text()) if arguments.speeds else {}))
+        printed = paper.HOURS if scale is paper_plan.FULL else {}  # of runs of the paper's length
+        print(estimate(jobs, root, read_speeds(arguments.speeds) if arguments.speeds else {}, printed))
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
     elif arguments.run:
@@ -83,7 +84,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--run", action="store_true", help="run here what is not finished, then write the report")
     action.add_argument("--slurm", type=Path, metavar="DIR", help="write job arrays and submit.sh")
-    action.add_argument("--estimate", action="store_true", help="hours, from finished runs, --speeds or the paper")
+    action.add_argument("--estimate", action="store_true", help="hours: finished runs', --speeds', the paper's of full")
     parser.add_argument("--jobs", type=int, default=0, help="--run: so many at a time; default: 1, of mini 2")
     parser.add_argument("--stop", action="store_true", help="--run: stop at the first failure")
     parser.add_argument("--prefix", default="", help='put before every command, as "nice" or "srun --gpus=1"')
@@ -198,57 +199,73 @@ def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Pat
     """Writes one job array a stage, and submit.sh, which chains them; returns what to type.
 
     A stage starts when all of the one before have ended, also badly: a run whose generator is missing says so and ends.
+    The files of an earlier call stay, since arrays that wait will read them: a name holds a hash of its commands.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():  # more stages than there are now
-        if re.fullmatch(r"stage\d+\.(sh|txt)", old.name):
-            old.unlink()
     submit = ["#!/usr/bin/env bash", "# Submits every stage after the one before it.", "set -euo pipefail", "after="]
     left = [[job for job in stage if not finished(root, job)] for stage in paper_plan.stages(list(jobs))]
     for i, stage in enumerate([stage for stage in left if stage], 1):
-        lines = folder / f"stage{i}.txt"
-        lines.write_text("".join(shlex.join(commands[job.name]) + "\n" for job in stage))
-        script = folder / f"stage{i}.sh"
+        text = "".join(shlex.join(commands[job.name]) + "\n" for job in stage)
+        lines = folder / f"stage{i}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
+        lines.write_text(text)
+        script = lines.with_suffix(".sh")
         script.write_text(
             f"#!/usr/bin/env bash\n#SBATCH --job-name=gradalign-{i}\n#SBATCH --array=1-{len(stage)}\n"
-            + "".join(f"#SBATCH {option}\n" for option in shlex.split(options))
-            + f"#SBATCH --output={folder.resolve()}/%A_%a.log\n#SBATCH --requeue\n"
+            f"#SBATCH {options}\n"
+            f"#SBATCH --output={shlex.quote(f'{folder.resolve()}/%A_%a.log')}\n#SBATCH --requeue\n"
             f'cd {shlex.quote(str(Path.cwd()))}\neval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" '
             f'{shlex.quote(str(lines.resolve()))})"\n'
         )
-        submit.append(f"after=$(sbatch --parsable ${{after:+--dependency=afterany:$after}} {script.resolve()})")
-    report = f"{sys.executable} -m gradalign_jax.report {root} --output={root / 'report'}"
-    submit.append(f"echo 'when the last has ended: {report}'")
+        submit.append(
+            f"after=$(sbatch --parsable ${{after:+--dependency=afterany:$after}} {shlex.quote(str(script.resolve()))})"
+        )
+    report = shlex.join([sys.executable, "-m", "gradalign_jax.report", str(root), f"--output={root / 'report'}"])
+    submit.append(f"echo {shlex.quote(f'when the last has ended: {report}')}")
     (folder / "submit.sh").write_text("\n".join(submit) + "\n")
-    return f"{sum(map(len, left))} runs in {sum(map(bool, left))} job arrays: bash {folder / 'submit.sh'}"
+    typed = shlex.join(["bash", str(folder / "submit.sh")])
+    return f"{sum(map(len, left))} runs in {sum(map(bool, left))} job arrays: {typed}"
 
 
 # ---- hours
 
 
-def hours(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float]) -> dict[str, tuple[float | None, str]]:
-    """Hours of one run by "dataset:task", and where they come from: finished runs, --speeds, or the paper."""
+def read_speeds(path: Path) -> dict[str, float]:
+    """Hours by "dataset:task" from a JSON file.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    try:
+        return {kind: float(each) for kind, each in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'--speeds={path} must hold hours by run, as {{"cifar10:pgd": 1.5}}: {error}') from error
+
+
+def hours(
+    jobs: Sequence[Job], root: Path, speeds: Mapping[str, float], theirs: Mapping = paper.HOURS
+) -> dict[str, tuple[float | None, str]]:
+    """Hours of one run by "dataset:task", and where they come from: finished runs, --speeds, or `theirs`."""
     column = {"vrgan": "generator", "gan": "generator", "evaluate": "square"}
     found: dict[str, tuple[float | None, str]] = {}
     for kind in dict.fromkeys(f"{job.dataset}:{job.task}" for job in jobs):
         dataset, task = kind.split(":")
         mine = [job for job in jobs if (job.dataset, job.task) == (dataset, task)]
         seconds = [result["seconds"] for job in mine if (result := finished(root, job)) and result.get("seconds")]
-        printed = paper.HOURS.get((dataset,), {}).get(column.get(task, task))
+        printed = theirs.get((dataset,), {}).get(column.get(task, task))
         if seconds:
             found[kind] = (sum(seconds) / len(seconds) / 3600, f"{len(seconds)} finished")
         elif kind in speeds:
-            found[kind] = (float(speeds[kind]), "given")
+            found[kind] = (speeds[kind], "given")
         else:
             found[kind] = (printed.value, "paper's GPUs") if printed else (None, "unknown")
     return found
 
 
-def estimate(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float]) -> str:
+def estimate(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float], theirs: Mapping = paper.HOURS) -> str:
     """A table of runs and hours by kind, and the sum of what is left."""
     lines = [f"{'run':22}{'runs':>6}{'left':>6}{'hours each':>12}{'hours left':>12}  from"]
     total, unknown = 0.0, 0
-    for kind, (each, source) in hours(jobs, root, speeds).items():
+    for kind, (each, source) in hours(jobs, root, speeds, theirs).items():
         mine = [job for job in jobs if f"{job.dataset}:{job.task}" == kind]
         left = sum(finished(root, job) is None for job in mine)
         unknown += left if each is None else 0

@@ -138,6 +138,17 @@ def test_hours_come_from_finished_runs_then_given_speeds_then_the_paper(tmp_path
     text = launcher.estimate(jobs, tmp_path, {"spheres:align": 0.5})
     left = 2.0 + 2 * 0.5 + 4 * 15.4 + 3.0  # one baseline, two align, four pgd, one generator
     assert f"{left:.4g} hours left" in text
+    assert launcher.hours(jobs, tmp_path, {}, theirs={})["spheres:pgd"] == (
+        None,
+        "unknown",
+    )  # not of the paper's length
+
+
+@pytest.mark.parametrize("content", ["{", '{"spheres:pgd": null}', "[1]"])
+def test_damaged_speeds_are_named(tmp_path, content, capsys):
+    (tmp_path / "speeds.json").write_text(content)
+    assert launcher.main(["--estimate", f"--speeds={tmp_path / 'speeds.json'}"]) == 2
+    assert "speeds.json must hold hours by run" in capsys.readouterr().err
 
 
 def test_slurm_arrays_hold_every_unfinished_command_once_and_chain(tmp_path):
@@ -146,12 +157,13 @@ def test_slurm_arrays_hold_every_unfinished_command_once_and_chain(tmp_path):
     (tmp_path / jobs[0].name / "result.json").write_text('{"dataset": "mnist35"}')
     commands = {job.name: ["python", *paper_plan.command(job, paper_plan.FULL, str(tmp_path))] for job in jobs}
     (tmp_path / "slurm").mkdir()
-    for name in ("stage9.sh", "stage9.txt", "stage1.md", "stages.txt"):
-        (tmp_path / "slurm" / name).write_text("of an earlier call, or one's own")
-    launcher.write_slurm(jobs, commands, tmp_path, tmp_path / "slurm", "--time=1:00:00")
-    for name, own in {"stage9.sh": False, "stage9.txt": False, "stage1.md": True, "stages.txt": True}.items():
-        assert (tmp_path / "slurm" / name).exists() == own
-    (tmp_path / "slurm" / "stages.txt").unlink()
+    launcher.write_slurm(jobs[-1:], commands, tmp_path, tmp_path / "slurm", "--time=1:00:00")
+    earlier = {file: file.read_text() for file in (tmp_path / "slurm").glob("stage*")}
+    launcher.write_slurm(jobs, commands, tmp_path, tmp_path / "slurm", "-p gpu --time=1:00:00")
+    assert len(earlier) == 2
+    for file, text in earlier.items():  # an array that waits will read them
+        assert file.read_text() == text
+        file.unlink()
     arrays = sorted((tmp_path / "slurm").glob("stage*.txt"))
     lines = [line for file in arrays for line in file.read_text().splitlines()]
     assert len(lines) == len(set(lines)) == len(jobs) - 1
@@ -162,6 +174,7 @@ def test_slurm_arrays_hold_every_unfinished_command_once_and_chain(tmp_path):
         if file.name != "submit.sh":
             count = len(file.with_suffix(".txt").read_text().splitlines())
             assert f"--array=1-{count}\n" in file.read_text()
+            assert "\n#SBATCH -p gpu --time=1:00:00\n" in file.read_text()
 
 
 def test_a_wrong_filter_is_one_line():

@@ -14,6 +14,7 @@ from gradalign_jax.report.tables import METHODS, NAMES, Cell, Table
 
 STYLE = Path(__file__).with_name("page.css")
 
+_NOTES = 4  # so many parts of a row's note are shown at once
 DPI = 144  # of the PNGs: one and a half of a page's own, so that they are sharp
 
 
@@ -41,13 +42,23 @@ def _cell(cell: Cell, judged: bool) -> str:
     return f'<td><span class="ours">{escape(mean)}<small> n={n[:-1]}</small></span>{printed}{distance}</td>'
 
 
+def _folded(note: str) -> str:
+    """A note, its end hidden behind a click where it is long."""
+    parts = note.split("; ")
+    if len(parts) <= _NOTES:
+        return escape(note)
+    shown, hidden = ("; ".join(some) for some in (parts[: _NOTES - 1], parts[_NOTES - 1 :]))
+    more = f"and {len(parts) - _NOTES + 1} more"
+    return f"{escape(shown)} <details><summary>{more}</summary>{escape(hidden)}</details>"
+
+
 def table(content: Table) -> str:
     """A table; rows without any measurement are set small."""
     head = "".join(f"<th>{_text(heading)}</th>" for heading in content.headings)
     judged = any(cell.z is not None for row in content.rows for cell in row.cells)
     lines = []
     for row in content.rows:
-        note = f"<small>{escape(row.note)}</small>" if row.note else ""
+        note = f"<small>{_folded(row.note)}</small>" if row.note else ""
         cells = "".join(_cell(cell, judged) for cell in row.cells)
         empty = "" if any(cell.values for cell in row.cells) else ' class="empty"'
         lines.append(f"<tr{empty}><th>{_text(row.label)}{note}</th>{cells}</tr>")

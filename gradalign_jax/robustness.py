@@ -89,8 +89,8 @@ def bracketed_epsilon_half(
 ) -> tuple[EpsilonHalf, dict[float, float]]:
     """`epsilon_half` of a curve that is expensive to measure, from the few points that decide it.
 
-    The interpolation uses two neighbouring grid points, so they are found by bisection over the grid, starting
-    around `guess` (the last epoch's value). On a monotone curve the result equals that of the whole grid; measured
+    The interpolation uses two neighbouring grid points. They are looked for around `guess` (the last epoch's value),
+    in strides that double, and by bisection. On a monotone curve the result equals that of the whole grid; measured
     points out of order make it fall back to the whole grid.
 
     Args:
@@ -120,9 +120,17 @@ def bracketed_epsilon_half(
     threshold = min(0.5, strongest - 0.01)
     error(near - 1 if measured[near] >= threshold else near + 1)
     low, high = bracket(threshold)
+    stride = 1
     while high - low > 1:
-        error((low + high) // 2)
+        middle = (low + high) // 2
+        if guess is None:
+            error(middle)
+        elif near >= high:
+            error(max(high - stride, middle))
+        else:
+            error(min(low + stride, middle))
         low, high = bracket(threshold)
+        stride *= 2
     error(low)
     points = sorted(measured)
     if any(measured[a] > measured[b] for a, b in pairwise(points)):

@@ -103,3 +103,19 @@ def test_a_good_guess_needs_two_points():
     value, points = robustness.bracketed_epsilon_half(curve.__getitem__, epsilons, 3.5)
     assert set(points) == {3.0, 4.0}
     assert value == pytest.approx(3 + 0.2 / 0.3)
+
+
+@pytest.mark.parametrize(("off", "most"), [(0, 3), (1, 4), (2, 5)])
+def test_a_guess_that_is_off_by_some_points_needs_few(off, most):
+    """On 11 ε, the curve anywhere among them; 4 of them where the last epoch's value is one grid point away."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        epsilons = np.arange(12.0)
+        errors = np.sort(np.concatenate([rng.uniform(0, 1, 11), [1.0]]))
+        crossing = int(np.argmax(errors >= 0.5))
+        if crossing == 0:
+            continue
+        guess = np.clip(crossing - 0.5 + rng.choice([-off, off]), 0.5, 10.5)
+        value, points = robustness.bracketed_epsilon_half(dict(zip(epsilons, errors, strict=True)).get, epsilons, guess)
+        assert value == pytest.approx(robustness.epsilon_half(epsilons, errors))
+        assert len(points) <= most

@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--scale",
         choices=list(paper_plan.SCALES),
         default="full",
-        help="short: Spheres and MNIST-3/5, an hour and a half on two CPU cores; mini: minutes, tiny runs",
+        help="short: Spheres and MNIST-3/5, planned for an hour and a half on two CPU cores; mini: minutes, tiny runs",
     )
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="data sets, joined by commas")
     parser.add_argument("--table", default="", help="1, 2, 3, 3.2 or S2, with what it needs; default: all")

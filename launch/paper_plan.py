@@ -114,7 +114,7 @@ MINI = Scale(
         "squares32:project": {"data.limit": 64},
     },
 )
-# Numbers that can be held against the paper's, from what two CPU cores do in an hour and a half.
+# Numbers that can be held against the paper's; planned for an hour and a half on two CPU cores, not timed as a whole.
 SHORT = Scale(
     datasets=("spheres", "mnist35"),
     flag="",

@@ -1,6 +1,7 @@
-"""Puts finished runs side by side: `python launch/picture.py --output=PNG DIR...` (the README's picture).
+"""Input gradients of finished runs, one method under the other: `python launch/picture.py --output=PNG DIR...`.
 
-Left each run's input gradients, as it drew them; right the error over ε of all of them, from their result.json.
+Left a few test images x, each run's ∇ℓ(x), and Δx where one measured the runs; right their error over ε. Reads
+pictures.npz and result.json of classifier runs of one data set (the README's picture).
 """
 
 import argparse
@@ -11,30 +12,49 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+
+SHAPE = {500: (20, 25)}  # how a vector is laid out
 
 
 def main() -> None:
     """Reads the runs' pictures and results and writes one PNG."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="+", type=Path, help="directory of a finished run")
+    parser.add_argument("run", nargs="+", type=Path, help="directory of a finished classifier run")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    figure = plt.figure(figsize=(10, 3 * len(arguments.run)), layout="constrained")
-    grid = figure.add_gridspec(len(arguments.run), 2, width_ratios=(1.5, 1))
-    curves = figure.add_subplot(grid[:, 1])
-    for row, run in enumerate(arguments.run):
-        result = json.loads((run / "result.json").read_text())
-        name = f"{result['dataset']}, {result['method']}"
-        axis = figure.add_subplot(grid[row, 0])
-        axis.imshow(plt.imread(run / "gradients.png"))
-        axis.set_title(name, fontsize=9)
-        axis.axis("off")
+    results = [json.loads((run / "result.json").read_text()) for run in arguments.run]
+    pictures = [np.load(run / "pictures.npz") for run in arguments.run]
+    lines = [("x", pictures[0]["image"])]
+    lines += [(f"∇ℓ, {r['method']}", p["gradient"]) for r, p in zip(results, pictures, strict=True)]
+    lines += [("Δx", pictures[0]["delta_x"])] if "delta_x" in pictures[0] else []
+    figure, (images, curves) = plt.subplots(
+        1, 2, figsize=(10.5, 0.75 * len(lines) + 0.4), width_ratios=(2.1, 1), layout="constrained"
+    )
+    draw_images(images, lines)
+    for result in results:
         curve = result["curves"]["pgd_linf"]
-        curves.plot(curve["epsilons"], curve["errors"], "o-", markersize=3, label=name)
+        curves.plot(curve["epsilons"], curve["errors"], "o-", markersize=3, label=result["method"])
     curves.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
     curves.set(xlabel="ε of PGD L∞, images in [-1, 1]", ylabel="error rate", ylim=(-0.02, 1.02))
-    curves.legend(frameon=False, fontsize=8)
+    curves.legend(frameon=False, fontsize=8, title=results[0]["dataset"], title_fontsize=8)
     figure.savefig(arguments.output, dpi=110)
+
+
+def draw_images(axis: plt.Axes, lines: list[tuple[str, np.ndarray]]) -> None:
+    """A row of images in grey, then rows of signed vectors, each scaled to its own largest value."""
+    for row, (_, line) in enumerate(lines):
+        for column, values in enumerate(line):
+            flat = values.ndim == 1
+            values = values.reshape(SHAPE.get(values.size, (1, -1))) if flat else values.mean(-1)
+            signed = row > 0 or flat
+            limit = np.abs(values).max() if signed else 1.0
+            place = (column - 0.47, column + 0.47, row + 0.47, row - 0.47)
+            axis.imshow(values, cmap="RdBu_r" if signed else "gray", vmin=-limit, vmax=limit, extent=place)
+    axis.set(xlim=(-0.5, len(lines[0][1]) - 0.5), ylim=(len(lines) - 0.5, -0.5), xticks=[], aspect="equal")
+    axis.set_yticks(range(len(lines)), [name for name, _ in lines])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 if __name__ == "__main__":

@@ -321,6 +321,23 @@ def test_of_equally_long_runs_those_like_the_papers_come_first(tmp_path):
     assert "10 attack steps of 40" in rows_of(found, "mnist35", "pgd")[1].note
 
 
+def test_where_the_longest_lack_a_number_the_next_have_it(tmp_path):
+    classifier(tmp_path / "long", config=FULL)
+    classifier(tmp_path / "short", epsilon_half={"square_linf": 0.0067})
+    found = found_in(tmp_path)[1]
+    steps = [
+        groups.longest(found, "spheres", "baseline", lambda c, n=name: c.values[n])[0].run.path.name
+        for name in ("pgd_linf", "square_linf")
+    ]
+    assert steps == ["long", "short"]
+    assert groups.longest(found, "spheres", "baseline", lambda c: False) == ()
+
+
+def test_a_small_deviation_keeps_its_first_digit():
+    cell = tables.Cell((0.00577, 0.00581), paper.number("0.0058±.0001"))
+    assert cell.ours() == "0.0058 ± 0.00003 (2)"
+
+
 def test_each_number_is_from_whoever_measured_most_of_it(tmp_path):
     run = classifier(tmp_path / "run", accuracy=0.9, config={**FULL, "evaluate": {"images": 300}})
     for name, images, queries, half in (("a", 20, 50, 0.02), ("b", 0, 5000, 0.008)):

@@ -80,10 +80,12 @@ def _differences(parts: Sequence[Sequence[Classifier]]) -> list[str]:
     return found
 
 
-def longest(found: Iterable[Classifier], dataset: str, method: str) -> tuple[Classifier, ...]:
-    """The classifiers of a row of Table 2, those trained longest where settings differ; () where there are none."""
+def longest(
+    found: Iterable[Classifier], dataset: str, method: str, has: Callable[[Classifier], Any] = lambda classifier: True
+) -> tuple[Classifier, ...]:
+    """The classifiers of a row of Table 2 that have something, those trained longest where settings differ; or ()."""
     groups = grouped(c for c in found if (c.run.dataset, c.method) == (dataset, method) and c.as_in_table_2)
-    return groups[0].members if groups else ()
+    return next((group.members for group in groups if any(map(has, group.members))), ())
 
 
 def alike(runs: Iterable[Run]) -> list[Run]:

@@ -154,7 +154,10 @@ def show(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path) -> 
 
 
 def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, workers: int, stop: bool) -> int:
-    """Runs what is not finished, `workers` at a time; a failure holds up those that need it, and nothing else."""
+    """Runs what is not finished, `workers` at a time, of different data sets where there are some.
+
+    A failure holds up those that need it, and nothing else.
+    """
     started, lost, running = time.monotonic(), {}, {}
     left = [job for job in jobs if not finished(root, job)]
     total, number = len(left), 0
@@ -164,7 +167,10 @@ def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, work
             for job in [job for job in left if any(name in lost for name in job.needs)]:
                 lost[job.name] = f"left out: needs {next(name for name in job.needs if name in lost)}"
                 left.remove(job)
-            for job in [job for job in left if not waiting & set(job.needs)][: workers - len(running)]:
+            while len(running) < workers and (ready := [job for job in left if not waiting & set(job.needs)]):
+                # Runs of one data set compile the same programs: one after the other takes them from the cache.
+                busy = {job.dataset for job in running.values()}
+                job = next((job for job in ready if job.dataset not in busy), ready[0])
                 left.remove(job)
                 number += 1
                 print(f"[{number}/{total}, {(time.monotonic() - started) / 60:.1f} min] {job.name}", flush=True)

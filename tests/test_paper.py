@@ -127,6 +127,16 @@ def test_running_skips_the_finished_and_goes_on_past_a_failure(tmp_path, capfd):
     assert "gradalign_jax" not in (tmp_path / "mnist35/vrgan/seed0/log.txt").read_text()
 
 
+def test_two_at_a_time_are_of_two_data_sets(tmp_path, capfd):
+    jobs = [job for job in paper_plan.plan(paper_plan.MINI, table="2") if job.task in ("baseline", "pgd")]
+    jobs = [job._replace(uses={}) for job in jobs if job.dataset in ("squares", "mnist", "cifar10")]
+    assert launcher.run(jobs, {job.name: made(job, tmp_path) for job in jobs}, tmp_path, workers=2, stop=False) == 0
+    started = [line.split()[-1].partition("/")[0] for line in capfd.readouterr().out.splitlines() if line[0] == "["]
+    assert started[0] == "squares"
+    assert started[1] == "mnist"
+    assert sorted(started) == sorted(job.dataset for job in jobs)
+
+
 def test_hours_come_from_finished_runs_then_given_speeds_then_the_paper(tmp_path):
     jobs = [job for job in paper_plan.plan(paper_plan.MINI, ["spheres"]) if job.task != "evaluate"]
     (tmp_path / "spheres/baseline/seed0").mkdir(parents=True)

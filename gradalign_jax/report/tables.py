@@ -1,7 +1,7 @@
 """Tables 1, 2, 3, S1 and S2: every cell holds what was measured, what the paper prints, and how far they are apart."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gradalign_jax import paper
@@ -233,36 +233,31 @@ def ratios(found: Sequence[Classifier]) -> Table:
     )  # fmt: skip
 
 
+def _timed(runs: Sequence[Run], column: str) -> list[Run]:
+    """The runs whose hours stand in a column of Table S1: those that did most, method by method."""
+    if column == "generator":
+        return alike(run for run in runs if run.task in ("vrgan", "gan"))
+    if column in METHODS:
+        return alike(run for run in runs if (run.task, run.result.get("method")) == ("classifier", column))
+    found = [run for run in runs if run.task == "evaluate" and run.setting("evaluate.square_queries")]
+    found = [run for run in found if not run.setting("evaluate.cw_images")] or found
+    return [run for method in METHODS for run in alike(run for run in found if run.result.get("method") == method)]
+
+
 def table_s1(runs: Sequence[Run]) -> Table:
     """Hours of a run."""
-    by_method = {
-        task: [lambda run, t=task, m=method: (run.task, run.result.get("method")) == (t, m) for method in METHODS]
-        for task in ("classifier", "evaluate")
-    }
-    parts: dict[str, Sequence[Callable[[Run], bool]]] = {
-        **{method: [part] for method, part in zip(METHODS, by_method["classifier"], strict=True)},
-        "generator": [lambda run: run.task in ("vrgan", "gan")],
-        "square": [
-            lambda run, of=part: (
-                of(run) and run.setting("evaluate.square_queries") and not run.setting("evaluate.cw_images")
-            )
-            for part in by_method["evaluate"]
-        ],
-    }
     rows = []
     for (dataset,), numbers in paper.HOURS.items():
-        of_dataset, cells = [run for run in runs if run.dataset == dataset], []
-        for column in paper.S1_COLUMNS:
-            mine = [run for part in parts[column] for run in alike(run for run in of_dataset if part(run))]
-            hours = [run.result["seconds"] / 3600 for run in mine if run.result.get("seconds") is not None]
-            cells.append(Cell(tuple(hours), numbers.get(column)))
+        mine = [run for run in runs if run.dataset == dataset and run.result.get("seconds") is not None]
+        hours = [tuple(run.result["seconds"] / 3600 for run in _timed(mine, column)) for column in paper.S1_COLUMNS]
+        cells = [Cell(each, numbers.get(column)) for column, each in zip(paper.S1_COLUMNS, hours, strict=True)]
         rows.append(Row((dataset,), NAMES[dataset], "", tuple(cells)))
     return Table(
         "tableS1", "Table S1 · Hours of a run", ("dataset",), paper.S1_COLUMNS,
         ("baseline", "GAN", "L_α", "PGD", "Square Attack"), tuple(rows),
         "Ours: hours on the devices listed below, of the longest runs, with their whole test; not comparable where "
-        "lengths differ. Square Attack: an evaluation with PGD, without Carlini and Wagner's attack. Paper: "
-        "averages on a Titan V, Titan RTX or V100.",
+        "lengths differ. Square Attack: an evaluation with PGD, and without Carlini and Wagner's attack where there is "
+        "one. Paper: averages on a Titan V, Titan RTX or V100.",
     )  # fmt: skip
 
 

@@ -335,7 +335,7 @@ def test_where_the_longest_lack_a_number_the_next_have_it(tmp_path):
 
 def test_a_small_deviation_keeps_its_first_digit():
     cell = tables.Cell((0.00577, 0.00581), paper.number("0.0058±.0001"))
-    assert cell.ours() == "0.0058 ± 0.00003 (2)"
+    assert cell.ours() == "0.0058 ± 3e−05 (2)"
 
 
 def test_each_number_is_from_whoever_measured_most_of_it(tmp_path):

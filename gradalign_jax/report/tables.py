@@ -1,6 +1,5 @@
 """Tables 1, 2, 3, S1 and S2: every cell holds what was measured, what the paper prints, and how far they are apart."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,7 +44,7 @@ class Cell(NamedTuple):
             return f"{value:.3g}"
         mean, _, sd = self.printed.text.partition("±")
         text = f"{value:.{max(len(part.partition('.')[2]) for part in (mean, sd))}f}"
-        return text if value == 0 or float(text) else f"{value:.{-math.floor(math.log10(abs(value)))}f}"
+        return text if value == 0 or float(text) else f"{value:.1g}"  # short, for the table's width
 
     def theirs(self) -> str:
         """The number as the paper prints it, or a dash."""

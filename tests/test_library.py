@@ -1,0 +1,191 @@
+"""`gradalign_jax.evaluate` on one's own models: closed forms, refusals, kills, and what is not a number."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradalign_jax
+from gradalign_jax.workdir import Workdir
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+DIRECTION = np.random.default_rng(0).normal(size=(4, 4, 1)).astype(np.float32)
+
+
+def linear(image):
+    score = (image * DIRECTION).sum((1, 2, 3))
+    return jnp.stack([-score, score], -1)
+
+
+def own_images(count=40):
+    image = np.random.default_rng(1).uniform(-0.5, 0.5, (count, 4, 4, 1)).astype(np.float32)
+    return image, np.asarray(linear(image)).argmax(-1).astype(np.int32)
+
+
+def test_one_call_measures_one_s_own_model():
+    """A linear classifier: ε50% is the median distance to its hyperplane, in either norm."""
+    image, label = own_images()
+    epsilons = tuple(np.linspace(0.01, 0.6, 30))
+    result = gradalign_jax.evaluate(
+        linear,
+        image,
+        label,
+        epsilons=epsilons,
+        step_size=0.1,
+        queries=300,
+        steps=20,
+        loss="margin",
+        delta_x=lambda x, y, target, index: DIRECTION * (2 * target - 1)[:, None, None, None],
+        block=16,
+    )
+    margin = np.abs((image * DIRECTION).sum((1, 2, 3)))
+    medians = np.median(margin / np.abs(DIRECTION).sum()), np.median(margin / np.linalg.norm(DIRECTION))
+    assert result["epsilon_half"]["pgd_linf"] == pytest.approx(medians[0], abs=0.025)
+    assert result["epsilon_half"]["pgd_l2"] == pytest.approx(medians[1], abs=0.09)
+    assert medians[0] < result["epsilon_half"]["square_linf"] < 3 * medians[0]
+    exact = margin / np.abs(DIRECTION).sum()  # distances in L∞: the next ε of the grid fools
+    np.testing.assert_allclose(result["smallest_epsilon"]["pgd_linf"], exact, atol=0.025)
+    assert result["accuracy"] == 1
+    assert result["alpha_delta_x"] == pytest.approx(1, abs=1e-5)
+    assert not any("PGD" in line for line in result["warnings"])
+    assert result["classes"] == 2
+    json.dumps(result)
+
+
+def test_what_a_user_gives_is_checked():
+    image, label = own_images(8)
+
+    def fails(match, logits_fn=linear, image=image, label=label, **options):
+        with pytest.raises(ValueError, match=match):
+            gradalign_jax.evaluate(logits_fn, image, label, **({"epsilons": (0.1,)} | options))
+
+    fails(r"look like \[0, 255\]", image=(image + 1) * 127)
+    fails("hold NaN", image=np.where(image == image[0, 0, 0, 0], np.nan, image))
+    fails("labels run from", label=label + 5)
+    fails("num_classes=10", num_classes=10)
+    fails("ascending", epsilons=(0.2, 0.1))
+    fails("unknown attack 'fgsm'", attacks=("fgsm",))
+    fails("cannot be traced by JAX", logits_fn=lambda x: np.asarray(x))
+    fails("not logits", logits_fn=lambda x: x.sum((1, 2, 3)))
+    fails("ascending numbers", epsilons=(0.1, np.inf))
+    fails("smallest and the largest", bounds=None)
+    fails("unknown attack loss 'hinge'", loss="hinge", attacks=("square_linf",))
+    fails("must be an integer", steps=4.0)
+    fails("must be an integer", seed="a")
+    fails("must be a number", step_size="a")
+    fails("ascending numbers", epsilons=None)
+    fails("must be a list of names", attacks=None)
+    fails("delta_x cannot be traced", delta_x=lambda x, *_: np.asarray(x))
+    fails("delta_x returns", delta_x=lambda x, *_: x.sum(-1))
+
+
+def test_what_is_not_a_number_counts_as_wrong_and_is_told():
+    """A model whose gradient is NaN on half of the images, and one whose logits are."""
+    image, label = own_images(40)
+    options = {"epsilons": (0.5, 5.0), "bounds": (-9.0, 9.0), "steps": 3, "queries": 20, "block": 20}
+
+    @jax.custom_vjp
+    def spoilt(x, bad):
+        return x
+
+    spoilt.defvjp(lambda x, bad: (x, bad), lambda bad, g: (jnp.where(bad, jnp.nan, g), None))
+
+    def blind(x):
+        return linear(spoilt(x, (x[:, :1, :1] > 0)))
+
+    told = gradalign_jax.evaluate(blind, image, label, **options)
+    assert told["accuracy"] == 1
+    assert any("no gradient, zero or not a number" in line for line in told["warnings"])
+    nothing = gradalign_jax.evaluate(lambda x: linear(x) * jnp.nan, image, label, **options)
+    assert nothing["accuracy"] == 0
+    for curve in nothing["curves"].values():
+        assert curve["errors"] == [1, 1, 1]
+    assert any("not a number, on 100.0% of the images" in line for line in nothing["warnings"])
+    # Not a number beyond the images, where only attacks get.
+    within = float(np.abs(image).max())
+
+    def broken(x):
+        return jnp.where(jnp.abs(x).max((1, 2, 3))[:, None] > within + 1e-6, jnp.nan, linear(x))
+
+    for name, curve in gradalign_jax.evaluate(broken, image, label, **options)["curves"].items():
+        assert curve["errors"][0] == 0, name
+        assert curve["errors"][1] > 0.9, name  # a random start may stay within
+        assert curve["errors"][2] == 1, name
+
+
+def test_grids_may_be_arrays(tmp_path):
+    image, label = own_images(8)
+    options = {"attacks": ("pgd_linf",), "steps": 1}
+    plain = gradalign_jax.evaluate(linear, image, label, epsilons=(0.25, 0.5), **options)
+    for name, library in (("numpy", np), ("jax", jnp)):  # a directory each, so that both are computed
+        given = library.array([0.25, 0.5], "float32")
+        result = gradalign_jax.evaluate(linear, image, label, epsilons=given, workdir=tmp_path / name, **options)
+        assert result == plain
+
+
+def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):
+    image, label = own_images(20)
+    options = {"epsilons": (0.1, 0.3), "steps": 2, "queries": 20, "workdir": tmp_path / "own"}
+    whole = gradalign_jax.evaluate(linear, image, label, **options | {"workdir": None})
+    record, finished = Workdir.point, []
+
+    def some(self, **values):
+        if len(finished) == 3:
+            raise Killed
+        record(self, **values)
+        finished.append(values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "point", some)
+        with pytest.raises(Killed):
+            gradalign_jax.evaluate(linear, image, label, **options)
+    assert gradalign_jax.evaluate(linear, image, label, **options) == whole
+    points = (tmp_path / "own" / "evaluation.jsonl").read_text().splitlines()
+    assert len(points) == len({(p["measure"], p["epsilon"], p["first"]) for p in map(json.loads, points)}) > 3
+    for changed in ({"seed": 1}, {"steps": 3}):
+        with pytest.raises(ValueError, match="settings"):
+            gradalign_jax.evaluate(linear, image, label, **options | changed)
+    with pytest.raises(ValueError, match="another logits_fn"):
+        gradalign_jax.evaluate(lambda x: 1.01 * linear(x), image, label, **options)
+
+
+def test_a_repeated_call_takes_another_rounding_and_another_delta_x(tmp_path):
+    """Rounding is not another classifier; vectors that differ from the third image on are another Δx."""
+    image, label = own_images(8)
+    options = {"epsilons": (0.1,), "attacks": ("pgd_linf",), "steps": 1, "workdir": tmp_path}
+    table = np.random.default_rng(2).normal(size=image.shape).astype(np.float32)
+    changed = np.where(np.arange(8)[:, None, None, None] < 2, table, -table)
+    first, second = (
+        gradalign_jax.evaluate(
+            lambda x, scale=scale: linear(x) * scale, image, label, delta_x=lambda x, y, t, i, v=v: v[i], **options
+        )
+        for scale, v in ((1.0, jnp.asarray(table)), (1 + 1e-6, jnp.asarray(changed)))
+    )
+    fresh = gradalign_jax.evaluate(
+        linear, image, label, delta_x=lambda x, y, t, i: jnp.asarray(changed)[i], **options | {"workdir": None}
+    )
+    assert second["alpha_delta_x"] == pytest.approx(fresh["alpha_delta_x"])
+    assert second["alpha_delta_x"] != pytest.approx(first["alpha_delta_x"], abs=0.01)
+    assert second["curves"] == first["curves"]
+
+
+def test_models_of_any_kind():
+    """Flax, and a closure over arrays; only some attacks; a model without gradients is warned of."""
+    from flax import linen as nn
+
+    image, label = own_images(20)
+    model = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(2)])
+    variables = model.init(jax.random.key(0), image)
+    options = {"epsilons": (0.1, 2.0), "attacks": ("pgd_linf",), "steps": 2}
+    result = gradalign_jax.evaluate(lambda x: model.apply(variables, x), image, label, **options)
+    assert result["epsilon_half"]["square_linf"] is None
+    expected = (np.asarray(model.apply(variables, image)).argmax(-1) == label).mean()
+    assert result["accuracy"] == pytest.approx(expected)
+    blind = gradalign_jax.evaluate(lambda x: jnp.round(linear(x)), image, label, **options)
+    assert any("no gradient, zero or not a number, on 100.0%" in line for line in blind["warnings"])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gradalign_jax import paper
 
 # Config keys that name the run an estimate of Δx, or its generator, is from.
-SOURCES = (*("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),)
+SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator")
 _NUMBERS = ("accuracy", "seconds", "alpha_delta_x", *paper.S2_COLUMNS)
 _TABLES = ("config", "epsilon_half", "curves", "norms", "similarity_by_class", "versions", "evaluated_config")
 _ORDER = ("vrgan", "gan", "project", "classifier", "evaluate")  # sources before what is made with them

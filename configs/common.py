@@ -15,6 +15,22 @@ METHODS = ("baseline", "align", "pgd")  # of training a classifier
 MULTICLASS = (*METHODS, "evaluate")
 DIRECT = (*MULTICLASS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
 
+# The precision of every product that is not reported, and the tasks that have it.
+PRECISION = {
+    "training": "tf32",  # whatever trains parameters (gan: or bfloat16)
+    "attack": "bfloat16",  # the attack of pgd training
+    "evaluation": "auto",  # the inner steps of PGD in validation and test
+    "square": "tf32",  # Square Attack's queries: bfloat16 hides the small gains that it lives on (launch/README.md)
+    "projection": "auto",  # the search for latents
+}
+_PRODUCTS = {
+    "classifier": ("training", "attack", "evaluation", "square"),
+    "evaluate": ("evaluation", "square"),
+    "vrgan": ("training",),
+    "gan": ("training",),
+    "project": ("projection",),
+}
+
 # Every option of a model's `create`, at its default.
 MODELS = {
     "mlp": {"binary": True, "hidden": (1000, 1000), "input_size": 500},
@@ -50,7 +66,11 @@ def base(dataset: str, task: str) -> ConfigDict:
     config.task = task  # a file of gradalign_jax/tasks
     config.seed = 0  # everything random derives from it
     config.devices = 0  # number of devices; 0: as many as are there and divide the batch
-    config.matmul_precision = "highest"  # of float32 products on GPU and TPU: highest | high | default
+    # policy: products as config.precision says; highest: float32 in every product, whatever config.precision says
+    config.matmul_precision = "policy"
+    # float32; tf32: what a GPU's tensor cores make of float32 (float32 on a CPU); bfloat16; auto: bfloat16 on a GPU or
+    # TPU, float32 on a CPU. What is reported (logits that decide, distances, alignments, L_proj) is float32, always.
+    config.precision = ConfigDict({part: PRECISION[part] for part in _PRODUCTS[task]})
 
     config.data = ConfigDict()
     config.data.name = dataset
@@ -89,7 +109,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
 
     config.evaluate = ConfigDict()  # of the best epoch, on the test split
     config.evaluate.images = 0  # the first so many of the test split; 0: all
-    config.evaluate.block = 100  # images per device and program
+    config.evaluate.block = 0  # images per device and program; 0: 100 on a CPU, else as many as memory allows
     config.evaluate.linf_epsilons = ()  # of PGD L∞ and of Square Attack
     config.evaluate.l2_epsilons = ()
     config.evaluate.l2_step_size = 0.02 * math.sqrt(dimensions)  # η∞ √n
@@ -131,7 +151,6 @@ def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigD
     config.delta_x.store = ""  # directory of a finished project run
 
     config.attack.epsilon = 0.3  # of pgd training (paper A.1)
-    config.attack.training_dtype = "bfloat16"  # or float32: kernels that pgd training's attack sees, nothing else
 
     config.validate = ConfigDict()
     config.validate.every_epochs = 1
@@ -163,7 +182,6 @@ def gan(dataset: str, iterations: int = 125_000, smoke: bool = False) -> ConfigD
     config.gan.hinge = 0.05  # likewise
     config.gan.ema_decay = 0.9999  # of the averaged generator that is kept beside the raw one
     config.gan.ema_start = 1000  # iteration before which the average is a copy
-    config.gan.dtype = "float32"  # or bfloat16: kernels in products of training; sums and weights stay in float32
     config.gan.use_validation = True  # train on the classifier's validation split as well (the authors)
     config.gan.sample_every = 1000  # iterations between pictures; divides `iterations`
     config.gan.sample_columns = 10  # samples of each class in a picture
@@ -192,8 +210,7 @@ def project(dataset: str, penalty: float, learning_rate: float, batch: int, smok
     config.project.learning_rate = (learning_rate, learning_rate)
     config.project.penalty = penalty  # λ_Regz (Eq. 15)
     config.project.eps = 1e-8 * batch  # Adam's ε for the loss of one pair; 1e-8 for a mean over the authors' batch
-    config.project.precision = "float32"  # or bfloat16: factors of the generator's products; losses are in float32
-    config.project.block = 0  # pairs per device and program call, and of a stored shard; 0: 16 on a CPU, else 512
+    config.project.block = 0  # pairs per device and program, and of a stored shard; 0: as evaluate.block, 16 on a CPU
     if smoke:
         config.data.limit = 512
         config.project.splits = ("train", "test")
@@ -223,7 +240,7 @@ def vrgan(dataset: str, model: dict, generator: dict, smoke: bool) -> ConfigDict
 
     config.evaluate = ConfigDict()
     config.evaluate.images = 0  # the first so many of the test split; 0: all
-    config.evaluate.block = 100  # images per device and program
+    config.evaluate.block = 0  # images per device and program; 0: 100 on a CPU, else as many as memory allows
     if smoke:
         config.data.limit = 128
         config.train.epochs = 2

@@ -8,6 +8,7 @@ as `logits_fn` treats images independently (evaluation mode).
 import jax
 import jax.numpy as jnp
 
+from gradalign_jax.ops import platform
 from gradalign_jax.types import Array, DeltaX, LogitsFn
 
 # Up to this many classes a CPU runs the backward passes unrolled: it measured fastest there, vmap slowest.
@@ -43,7 +44,7 @@ def _pull_back_classes(pull_back, logits: Array) -> Array:
     def row(k):
         return pull_back(jnp.broadcast_to(jax.nn.one_hot(k, classes, dtype=logits.dtype), logits.shape))[0]
 
-    if jax.default_backend() != "cpu":
+    if not platform.is_cpu():
         return jax.vmap(row, out_axes=1)(jnp.arange(classes))
     if classes <= _UNROLL_CLASSES:
         return jnp.stack([row(k) for k in range(classes)], axis=1)

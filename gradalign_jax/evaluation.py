@@ -7,22 +7,38 @@ recompiles. Reductions are the caller's, on the host.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradalign_jax import alignment, parallel
+from gradalign_jax import alignment, memory, parallel
 from gradalign_jax.attacks import pgd, square
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.data import pipeline
-from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, Variables
+from gradalign_jax.ops import precision
+from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, LogitsFn, Variables
 
 
 def predicted(logits: Array) -> Array:
     """The class of the largest logit `[B]`; -1, which is no class, where one is NaN (argmax would say class 0)."""
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
+
+
+class Reported(NamedTuple):
+    """A model on a device: called, the logits that are reported; `searched`, the same prepared for a search."""
+
+    classifier: Classifier
+    variables: Variables
+
+    def __call__(self, image: Array) -> Array:
+        """Logits `[B, K]` of images, in evaluation mode."""
+        return self.classifier.apply(self.variables, image, train=False)[0]
+
+    def searched(self, name: str) -> LogitsFn:
+        """The logits that a search of this precision sees."""
+        return self.classifier.searched(self.variables, precision.factors(name))
 
 
 class Evaluation:
@@ -42,6 +58,9 @@ class Evaluation:
       loss: what the attacks ascend; where its gradient is zero they are blind.
       black_box: `attacks.square.parts(...)`.
       nearest: `attacks.cw.make(...)`.
+      search, queries: precision of the inner steps of `attacks` and of the queries of `black_box`, of
+        `precision.NAMES`. What they find is judged by the model as it is, with the precision that JAX is set to.
+      block_key: what `block` is called where it was set, for the message when memory runs out.
     """
 
     def __init__(
@@ -57,40 +76,45 @@ class Evaluation:
         loss: str = "margin",
         black_box: square.Parts | None = None,
         nearest: Callable[..., Found] | None = None,
+        search: str = "float32",
+        queries: str = "float32",
+        block_key: str = "config.evaluate.block",
     ):
         self.size, self.label, self.block = len(split.label), np.asarray(split.label), min(block, len(split.label))
-        self._on, self._key = on, key
+        self._on, self._key, self._block_key = on, key, block_key
         self._data = parallel.replicate(split, on)
         self._estimate = parallel.replicate(delta_x.arrays if delta_x else (), on)
         self._delta_x, self._loss = delta_x, loss
 
         def compiled(program: Callable, *in_axes: int | None) -> Callable:
-            """program(logits_fn, batch, keys, rows, *rest), over the places `rows["place"]` of the split."""
+            """program(model, batch, keys, rows, *rest), over the places `rows["place"]` of the split."""
 
             def on_device(variables, data, key, rows, *rest):
                 batch = pipeline.gather(data, rows["place"])
                 keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(rows["place"])
-                return program(
-                    lambda image: classifier.apply(variables, image, train=False)[0], batch, keys, rows, *rest
-                )
+                return program(Reported(classifier, variables), batch, keys, rows, *rest)
 
             return parallel.pmap(on_device, on, in_axes=(0, 0, None, 0, *in_axes))
 
-        def attacked(attack, logits_fn, batch, keys, rows, epsilon, step_size):
-            return predicted(logits_fn(attack(logits_fn, keys, batch.image, batch.label, epsilon, step_size)))
+        def attacked(attack, model, batch, keys, rows, epsilon, step_size):
+            with precision.scope(search):
+                image = attack(model.searched(search), keys, batch.image, batch.label, epsilon, step_size)
+            return predicted(model(image))
 
         def start(logits_fn, batch, keys, rows):
             return black_box.start(logits_fn, keys, batch.image, batch.label, rows["epsilon"])
 
-        def search(logits_fn, batch, keys, rows, first, last):
-            arguments = (keys, batch.image, batch.label, rows["epsilon"], rows["state"], first, last)
-            return black_box.search(logits_fn, *arguments)
+        def query(model, batch, keys, rows, first, last):
+            arguments = (keys, batch.image, batch.label, rows["epsilon"])
+            with precision.scope(queries):
+                state = black_box.search(model.searched(queries), *arguments, rows["state"], first, last)
+            return black_box.decide(model, *arguments[1:], state)
 
         self._attacked = {name: compiled(partial(attacked, attack), None, None) for name, attack in attacks.items()}
         self._clean = compiled(lambda logits_fn, batch, keys, rows: predicted(logits_fn(batch.image)))
         self._aligned = compiled(self._align, 0)
         self._by_class = compiled(self._align_by_class, 0)
-        self._start, self._search = compiled(start), compiled(search, None, None)
+        self._start, self._query = compiled(start), compiled(query, None, None)
         self._nearest = compiled(lambda logits_fn, batch, *_: nearest(logits_fn, batch.image, batch.label).distance)
 
     def _align(self, logits_fn, batch, keys, rows, arrays):
@@ -105,12 +129,13 @@ class Evaluation:
         """Calls the program on `rows` (arrays `[n, ...]`) block by block and returns `[n, ...]` results on the host."""
         count, group = len(rows["place"]), len(self._on) * self.block
         pending = []
-        for first in range(0, count, group):  # the last call repeats a row until it is full
-            some = np.arange(first, first + group).clip(max=count - 1).reshape(len(self._on), self.block)
-            chosen = parallel.split(jax.tree.map(lambda leaf: leaf[some], rows), self._on)
-            pending.append(program(variables, self._data, self._key, chosen, *rest))
-        # All are on their way; fetching the first does not hold up the rest.
-        results = jax.device_get(pending)
+        with memory.limited_by(self._block_key, self.block, self._on[0]):
+            for first in range(0, count, group):  # the last call repeats a row until it is full
+                some = np.arange(first, first + group).clip(max=count - 1).reshape(len(self._on), self.block)
+                chosen = parallel.split(jax.tree.map(lambda leaf: leaf[some], rows), self._on)
+                pending.append(program(variables, self._data, self._key, chosen, *rest))
+            # All are on their way; fetching the first does not hold up the rest.
+            results = jax.device_get(pending)
         return jax.tree.map(
             lambda *parts: np.concatenate([part.reshape(group, *part.shape[2:]) for part in parts])[:count], *results
         )
@@ -148,6 +173,13 @@ class Evaluation:
         """All of `alignment.by_class`, `[n, K]` each."""
         return self._over_blocks(self._by_class, variables, self._rows(part), self._estimate)
 
+    def query(
+        self, variables: Variables, place: np.ndarray, epsilon: np.ndarray, state: square.State, first: int, last: int
+    ) -> square.State:
+        """Iterations first .. last - 1 of Square Attack on the images at `place`, each with its ε and its state."""
+        rows = {"place": place, "epsilon": np.asarray(epsilon, np.float32), "state": state}
+        return self._over_blocks(self._query, variables, rows, np.int32(first), np.int32(last))
+
     def square(
         self,
         variables: Variables,
@@ -170,8 +202,7 @@ class Evaluation:
             return self._over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
 
         def search(pairs, state, first, last):
-            chosen = {name: leaf[pairs] for name, leaf in rows.items()} | {"state": state}
-            return self._over_blocks(self._search, variables, chosen, np.int32(first), np.int32(last))
+            return self.query(variables, rows["place"][pairs], rows["epsilon"][pairs], state, first, last)
 
         state = square.run(start, search, len(rows["place"]), queries, tick)
         shape = (len(epsilons), len(place))

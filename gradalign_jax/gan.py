@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradalign_jax.models.biggan import Discriminator, Generator, multi_hinge
+from gradalign_jax.ops import precision
 from gradalign_jax.types import Array, Batch, Variables
 
 
@@ -86,6 +87,7 @@ def make_step(
     loss: Loss = Loss(),  # noqa: B008 (a constant)
     ema: Average = Average(),  # noqa: B008
     mean: Callable[[Any], Any] = lambda tree: tree,
+    products: str = "float32",
 ) -> Callable:
     """Builds `step(state, batch, keys, settings) -> (state, metrics)`, one iteration.
 
@@ -94,7 +96,8 @@ def make_step(
       optimizer: of either network; each has a state of its own.
       num_classes, latent_dim: what labels and latents are drawn from.
       loss, ema: see `Loss` and `Average`.
-      mean: averages over devices; nothing to do on one.
+      mean: averages over devices; identity on one.
+      products: their precision, one of `precision.NAMES`; the networks are made with its factors.
 
     The step's `batch` holds real images `[D, B, ...]`, B for each of D discriminator steps; its `keys` one key per
     image of B. `settings` is not used. Metrics: `real`, `fake` (the discriminator's two hinges, means over its steps),
@@ -160,9 +163,10 @@ def make_step(
         def body(state, inputs):
             return d_step(state, *inputs, keys)
 
-        state, metrics = jax.lax.scan(body, state, (draws, batch))
-        last = jax.tree.map(lambda rows: rows[-1], (draws, batch))
-        state, generator_metrics = g_step(state, *last, keys)
+        with precision.scope(products):
+            state, metrics = jax.lax.scan(body, state, (draws, batch))
+            last = jax.tree.map(lambda rows: rows[-1], (draws, batch))
+            state, generator_metrics = g_step(state, *last, keys)
         return state, {**jax.tree.map(jnp.mean, metrics), **generator_metrics}
 
     return step

@@ -220,6 +220,7 @@ def evaluate(
         loss=loss,
         black_box=square.parts(queries, bounds=bounds) if black_box else None,
         nearest=cw.make(bounds=bounds),
+        block_key="block",
     )
     nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     points = measurements.schedule(evaluation, nothing, plan)

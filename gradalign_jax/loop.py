@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from gradalign_jax import parallel
+from gradalign_jax import memory, parallel
 from gradalign_jax.workdir import RunError, Workdir
 
 
@@ -49,6 +49,7 @@ def train(
     total: int,
     steps_per_epoch: int,
     checkpoint_minutes: float,
+    batch_size: int,
 ) -> tuple[Any, Any]:
     """Trains from the run's last checkpoint, or from `state`, to step `total`.
 
@@ -62,6 +63,7 @@ def train(
       length: steps of a program; divides `steps_per_epoch`.
       total, steps_per_epoch: numbers of steps.
       checkpoint_minutes: time between checkpoints within an epoch.
+      batch_size: named where a program does not fit into the devices' memory.
 
     Returns the last state and the selection, on the host. Raises RunError if loss or parameters are not finite.
     """
@@ -81,7 +83,9 @@ def train(
             epoch = step // steps_per_epoch
             bar.set_description(f"epoch {epoch + 1}/{-(-total // steps_per_epoch)}", refresh=False)
             # The next chunk is on its way before the metrics of the last are fetched: the device does not wait.
-            state, metrics = call(state)
+            with memory.limited_by("config.train.batch_size", batch_size, devices[0], ", or more devices"):
+                state, metrics = call(state)
+                jax.block_until_ready(pending)  # a lack of memory shows when a program runs
             step += length
             if pending is not None:
                 _record(workdir, bar, pending[0], parallel.first(pending[1]))

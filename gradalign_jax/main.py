@@ -50,8 +50,6 @@ def _explain(error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     """What stopped a run, in one line; of what the package did not foresee, also where to look."""
     line = (str(error) or type(error).__name__).splitlines()[0]
-    if "RESOURCE_EXHAUSTED" in line:
-        return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
     foreseen = type(error).__module__.startswith("gradalign_jax")
     return line if foreseen else f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
 
@@ -76,6 +74,7 @@ def _parse(argv: list[str]) -> list[str]:
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: options are written --name=value")
         settings.check(_CONFIG.value)
+        settings.resolve(_CONFIG.value)
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(_explain(error))
     return rest
@@ -104,7 +103,8 @@ def main(argv: list[str]) -> None:
     # Programs compiled once are read back by the next start; set before the first array.
     jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    # What is reported; searches and training choose for themselves (config.precision).
+    jax.config.update("jax_default_matmul_precision", "highest")
     from gradalign_jax.workdir import Workdir
 
     try:

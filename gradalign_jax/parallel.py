@@ -5,7 +5,10 @@ device. Randomness is keyed by an example's place in the whole batch, so the num
 float rounding alone. Evaluation hands whole blocks to devices, so there it changes nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,13 +20,45 @@ from gradalign_jax.types import Array
 AXIS = "devices"
 
 
+class Rehearsal:
+    """What `rehearsal` catches: `traced`, the first program that was called, as `jax.stages.Traced`."""
+
+    def __init__(self, on: Sequence[jax.Device]):
+        self.devices, self.traced = list(on), None
+
+
+class _Caught(Exception):
+    """Ends a rehearsal."""
+
+
+_REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
+
+
+@contextmanager
+def rehearsal(on: Sequence[jax.Device]) -> Iterator[Rehearsal]:
+    """Trace for `on` the first program that is called inside, instead of running it, and leave the context there.
+
+    The devices may be those of a topology, which are not present; arrays put on devices inside are shapes alone.
+    `rehearsal.traced.lower()` then compiles what a run would.
+    """
+    found = Rehearsal(on)
+    token = _REHEARSAL.set(found)
+    try:
+        yield found
+    except _Caught:
+        pass
+    finally:
+        _REHEARSAL.reset(token)
+
+
 def devices(count: int, batch_size: int) -> list[jax.Device]:
     """The first `count` local devices; for 0 as many as there are and divide the batch.
 
     Raises:
       ValueError: if there are fewer.
     """
-    present = jax.local_devices()
+    rehearsed = _REHEARSAL.get()
+    present = rehearsed.devices if rehearsed else jax.local_devices()
     if count > len(present):
         raise ValueError(
             f"config.devices={count}, but {len(present)} {present[0].platform} device(s) are present: lower it "
@@ -34,17 +69,48 @@ def devices(count: int, batch_size: int) -> list[jax.Device]:
 
 def pmap(fn: Callable, on: Sequence[jax.Device], in_axes: Any = 0, donate_argnums: tuple[int, ...] = ()) -> Callable:
     """`fn` on every device at once; arguments and results carry a leading device axis where `in_axes` is 0."""
+    if found := _REHEARSAL.get():
+        return partial(_trace, found, fn, in_axes, donate_argnums)
     return jax.pmap(fn, axis_name=AXIS, in_axes=in_axes, devices=list(on), donate_argnums=donate_argnums)
+
+
+def _trace(found: Rehearsal, fn: Callable, in_axes: Any, donate_argnums: tuple[int, ...], *arguments: Any) -> None:
+    """Ends a rehearsal with the program that `jax.pmap` would make of `fn`."""
+    axes = (in_axes,) * len(arguments) if isinstance(in_axes, int) else in_axes
+    mesh = Mesh(np.asarray(found.devices), (AXIS,))
+    specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
+
+    def on_device(*shares: Any) -> Any:
+        pairs = zip(shares, axes, strict=True)
+        result = fn(*(x if axis is None else jax.tree.map(lambda leaf: leaf[0], x) for x, axis in pairs))
+        return jax.tree.map(lambda leaf: leaf[None], result)
+
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
+    given = [
+        jax.tree.map(lambda x, s=spec: _shape(x, NamedSharding(mesh, s)), each)
+        for each, spec in zip(arguments, specs, strict=True)
+    ]
+    found.traced = jax.jit(mapped, donate_argnums=donate_argnums).trace(*given)
+    raise _Caught
+
+
+def _shape(x: Any, sharding: NamedSharding, lead: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:
+    dtype = x.dtype if hasattr(x, "dtype") else jax.numpy.result_type(x)
+    return jax.ShapeDtypeStruct((*lead, *np.shape(x)), dtype, sharding=sharding)
 
 
 def split(tree: Any, on: Sequence[jax.Device]) -> Any:
     """Puts row d of every `[devices, ...]` array on device d."""
     sharding = NamedSharding(Mesh(np.asarray(on), (AXIS,)), PartitionSpec(AXIS))
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+    put = _shape if _REHEARSAL.get() else jax.device_put
+    return jax.tree.map(lambda x: put(x, sharding), tree)
 
 
 def replicate(tree: Any, on: Sequence[jax.Device]) -> Any:
     """A copy of every array on each device, with a leading device axis."""
+    if _REHEARSAL.get():
+        sharding = NamedSharding(Mesh(np.asarray(on), (AXIS,)), PartitionSpec(AXIS))
+        return jax.tree.map(lambda x: _shape(x, sharding, (len(on),)), tree)
     return split(jax.tree.map(lambda x: np.broadcast_to(x, (len(on), *np.shape(x))), jax.device_get(tree)), on)
 
 

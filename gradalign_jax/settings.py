@@ -23,22 +23,26 @@ _GRID: tuple[str, Callable[[Any], bool]] = (
     lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in pairwise(v)),
 )
 
+_SEARCHED = _one_of("float32", "tf32", "bfloat16", "auto")
+_TRAINED = _one_of("float32", "tf32")
 EXACT_DELTA_X = ("spheres", "squares", "squares32")
 
 # Keys of every task, and those of each.
 _SHARED = {
     "devices": _ZERO_OR_MORE,
-    "matmul_precision": _one_of("highest", "high", "default"),
+    "matmul_precision": _one_of("policy", "highest"),
     "data.limit": _ZERO_OR_MORE,
 }
 # How a classifier is measured, in any task that does.
 _TEST = {
+    "precision.evaluation": _SEARCHED,
+    "precision.square": _SEARCHED,
     "attack.step_size": _POSITIVE,
     "attack.steps": _COUNT,
     "attack.loss": _one_of("margin", "cross_entropy"),
     "attack.clip": _one_of("range", "data"),
     "evaluate.images": _ZERO_OR_MORE,
-    "evaluate.block": _COUNT,
+    "evaluate.block": _ZERO_OR_MORE,
     "evaluate.linf_epsilons": _GRID,
     "evaluate.l2_epsilons": _GRID,
     "evaluate.l2_step_size": _POSITIVE,
@@ -59,23 +63,25 @@ _TRAINING = {
     "validate.every_epochs": _COUNT,
     "validate.images": _ZERO_OR_MORE,
     "evaluate.images": _ZERO_OR_MORE,
-    "evaluate.block": _COUNT,
+    "evaluate.block": _ZERO_OR_MORE,
 }
 _CLASSIFIER = (
     _TRAINING
     | _TEST
     | {
         "method": _one_of("baseline", "align", "pgd"),
+        "precision.training": _TRAINED,
+        "precision.attack": _SEARCHED,
         "optimizer.name": _one_of("adam", "sgd"),
         "optimizer.momentum": _FRACTION,
         "align.weight": _ZERO_OR_MORE,
         "attack.epsilon": _ZERO_OR_MORE,
-        "attack.training_dtype": _one_of("float32", "bfloat16"),
         "validate.first_epoch": _ZERO_OR_MORE,
         "validate.epsilons": _GRID,
     }
 )
 _GAN = {
+    "precision.training": _one_of("float32", "tf32", "bfloat16"),
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.b1": _FRACTION,
     "optimizer.b2": _FRACTION,
@@ -90,13 +96,13 @@ _GAN = {
     "gan.hinge": _ZERO_OR_MORE,
     "gan.ema_decay": _FRACTION,
     "gan.ema_start": _ZERO_OR_MORE,
-    "gan.dtype": _one_of("float32", "bfloat16"),
     "gan.sample_every": _COUNT,
     "gan.sample_columns": _COUNT,
     "gan.check_images": ("must be >= 2", lambda v: v >= 2),
 }
 _SPLITS = ("train", "validation", "test")
 _PROJECT = {
+    "precision.projection": _SEARCHED,
     "project.splits": (
         f"must be a tuple of some of {', '.join(_SPLITS)}, none twice",
         lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
@@ -106,10 +112,13 @@ _PROJECT = {
     "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),
     "project.penalty": _ZERO_OR_MORE,
     "project.eps": _POSITIVE,
-    "project.precision": _one_of("float32", "bfloat16"),
     "project.block": _ZERO_OR_MORE,
 }
-_VRGAN = _TRAINING | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
+_VRGAN = (
+    _TRAINING
+    | {"precision.training": _TRAINED}
+    | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
+)
 _SEED = {"seed": ("must lie in 0 to 4294967295", lambda v: 0 <= v < 2**32)}
 TASKS = {
     "classifier": _SEED | _CLASSIFIER,
@@ -262,3 +271,10 @@ def check(config: ConfigDict) -> None:
     _check_rules(config, {"task": _one_of(*TASKS)})
     _check_rules(config, _SHARED | TASKS[config.task])
     _CHECKS[config.task](config)
+
+
+def resolve(config: ConfigDict) -> None:
+    """Carry `matmul_precision=highest` out: every precision of the config becomes float32."""
+    if config.matmul_precision == "highest":
+        for part in config.precision:
+            config.precision[part] = "float32"

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gradalign_jax import __version__, paper
 from gradalign_jax.measurements import ALPHAS
+from gradalign_jax.ops import precision
 
 _ROWS = {
     "accuracy": "accuracy",
@@ -27,6 +28,11 @@ def versions() -> dict[str, str]:
     """Of what computed a result."""
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {"gradalign_jax": __version__, "python": platform.python_version(), **packages}
+
+
+def precisions(config: ConfigDict) -> dict[str, str]:
+    """The precision of each kind of product in a run, as its platform has it."""
+    return {**{part: precision.resolve(name) for part, name in config.precision.items()}, "reported": "float32"}
 
 
 def result(
@@ -52,6 +58,7 @@ def result(
         "seconds": seconds,
         "devices": devices,
         "versions": versions(),
+        "precision": precisions(config),
         "notes": notes,
         "config": config.to_dict(),
     }

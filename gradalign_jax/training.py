@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gradalign_jax import alignment
+from gradalign_jax.ops import precision
 from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Variables
 
 METHODS = ("baseline", "align", "pgd")
@@ -42,11 +43,6 @@ def create_state(classifier: Classifier, optimizer: optax.GradientTransformation
     return TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
 
 
-def cast_kernels(params: Any, dtype: jnp.dtype) -> Any:
-    """The parameters with every kernel (two axes or more) in `dtype`; biases and norms stay as they are."""
-    return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
-
-
 def make_step(
     classifier: Classifier,
     optimizer: optax.GradientTransformation,
@@ -54,7 +50,8 @@ def make_step(
     *,
     delta_x: DeltaX | None = None,
     attack: Attack | None = None,
-    attack_dtype: jnp.dtype = jnp.float32,
+    attack_precision: str = "float32",
+    training_precision: str = "float32",
     mean: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable:
     """Builds `step(state, batch, keys, settings) -> (state, metrics)`.
@@ -64,7 +61,8 @@ def make_step(
       method: one of METHODS.
       delta_x: for align: (image, label, target, index) -> `[B, ...]`.
       attack: for pgd: as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
-      attack_dtype: precision of the kernels that the attack sees; losses and parameter updates stay in float32.
+      attack_precision: of the attack's products, one of `precision.NAMES`.
+      training_precision: of the products of losses and parameter updates, float32 or tf32.
       mean: averages gradients, statistics and metrics over devices; nothing to do on one.
 
     The step's `keys` hold one key per image; `settings` holds the traced scalars it needs: `weight` (λ_α) for
@@ -99,16 +97,14 @@ def make_step(
     def step(state: TrainState, batch: Batch, keys: Array, settings: dict[str, Array]):
         variables = state.variables
         if method == "pgd":
-            attacked = {**variables, "params": cast_kernels(variables["params"], attack_dtype)}
-
-            def logits_fn(image):
-                return classifier.apply(attacked, image, train=False)[0].astype(jnp.float32)
-
-            image = attack(logits_fn, keys, batch.image, batch.label, settings["epsilon"], settings["step_size"])
-            batch = batch._replace(image=image)
-        gradients, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(
-            variables["params"], variables["batch_stats"], batch, settings
-        )
+            with precision.scope(attack_precision):
+                logits_fn = classifier.searched(variables, precision.factors(attack_precision))
+                radius = settings["epsilon"], settings["step_size"]
+                batch = batch._replace(image=attack(logits_fn, keys, batch.image, batch.label, *radius))
+        with precision.scope(training_precision):
+            gradients, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(
+                variables["params"], variables["batch_stats"], batch, settings
+            )
         gradients, metrics, statistics = mean((gradients, metrics, statistics))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, variables["params"])
         variables = {"params": optax.apply_updates(variables["params"], updates), "batch_stats": statistics}

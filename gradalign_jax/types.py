@@ -60,10 +60,19 @@ class Classifier(NamedTuple):
     apply(variables, image, train=False) -> (logits [B, K], batch_stats): in training mode the returned
     statistics are the updated ones, otherwise those that came in. Normalisation of the input belongs to
     the model. Two-class models compute one score s and return `binary_logits(s)`.
+    prepare(variables, factors) -> logits_fn: the model in evaluation mode for a search that calls it many times, with
+    constants folded and products of factors of type `factors`; None: `apply` serves.
     """
 
     init: Callable[[Array], Variables]
     apply: Callable[..., tuple[Array, Any]]
+    prepare: Callable[[Variables, Any], LogitsFn] | None = None
+
+    def searched(self, variables: Variables, factors: Any) -> LogitsFn:
+        """The function that a search calls: `prepare`'s, or `apply` in evaluation mode."""
+        if self.prepare is None:
+            return lambda image: self.apply(variables, image, train=False)[0]
+        return self.prepare(variables, factors)
 
 
 def binary_logits(score: Array) -> Array:

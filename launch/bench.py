@@ -4,6 +4,9 @@ Two PyTorch columns: "authors" does the work of the authors' training loop, "lea
 (launch/torch_peer). All sides run in this process, with equal weights, in interleaved rounds; a ratio is
 the median over rounds of theirs / ours, above 1 where ours is faster. Our steps are timed as training runs them, many
 in one program; compile time is apart. Without PyTorch, ours is timed alone.
+
+On a GPU the items are the paper's sizes, programs are compiled side by side first, and both sides are timed on the same
+card (launch/bench_gpu.py); `--rehearse` does the same at tiny sizes on a CPU, to see that every line runs.
 """
 
 import argparse
@@ -22,8 +25,9 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
 
-from launch import bench_gan, bench_items, bench_vrgan
-from launch.bench_items import torch
+from gradalign_jax.ops import precision
+from launch import bench_gan, bench_gpu, bench_items, bench_rows, bench_vrgan
+from launch.bench_peers import torch
 
 SECONDS_PER_TURN = 0.4  # a side's turn in a round repeats its step for about so long
 ITEMS = bench_items.ITEMS + bench_vrgan.ITEMS + bench_gan.ITEMS
@@ -31,14 +35,19 @@ GAP = 0.1  # between turns, until the other framework's threads have stopped spi
 
 
 def main() -> None:
+    # PyTorch needs memory on the same card; JAX would take three quarters of it at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     arguments = parse_arguments()
+    if arguments.table:
+        bench_gpu.run(arguments, describe_machine(), cores())
+        return
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     if torch is None:
         print("PyTorch is not installed: ours alone.")
     else:
         torch.set_num_threads(cores())
         torch.manual_seed(0)
-    machine = describe_machine(clock)
+    machine = describe_machine() | {"matmul_gflops": matmul_rates(clock)}
     report = {"machine": machine, "rounds": arguments.rounds, "clock": clock.__name__, "items": []}
     print(json.dumps(machine), flush=True)
     print(HEADER, flush=True)
@@ -57,20 +66,21 @@ def build(name: str, arguments: argparse.Namespace) -> bench_items.Item:
     if name in bench_vrgan.ITEMS:
         return bench_vrgan.build(name)
     steps = arguments.cifar_attack_steps if name == "cifar_pgd" else 40
-    return bench_items.build(name, steps, arguments.attack_dtype)
+    return bench_items.build(name, steps, arguments.attack_precision)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--item", action="append", choices=ITEMS, help="repeatable; default: all")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds per item")
+    known = ITEMS + [name for name in bench_rows.ROWS if name not in ITEMS]
+    parser.add_argument("--item", action="append", choices=known, help="repeatable; default: all of a CPU's or GPU's")
+    parser.add_argument("--rounds", type=int, help="rounds per item (7, interleaved; on a GPU 3)")
     parser.add_argument("--quick", action="store_true", help="3 rounds, 2 attack steps for CIFAR")
     parser.add_argument("--cifar-attack-steps", type=int, default=40, help="PGD steps of the cifar_pgd item")
     parser.add_argument(
-        "--attack-dtype",
-        choices=("bfloat16", "float32"),
+        "--attack-precision",
+        choices=precision.NAMES,
         default="bfloat16",
-        help="of our attack's kernels in PGD items",
+        help="of our attack's products in PGD items",
     )
     parser.add_argument("--gan-width", type=int, default=256, help="channels of the gan_iteration item (paper: 256)")
     parser.add_argument(
@@ -80,10 +90,26 @@ def parse_arguments() -> argparse.Namespace:
         "each: PyTorch's threads spin while they wait for one another, which counts as work)",
     )
     parser.add_argument("--output", help="also write the results to this JSON file")
+    add_table_arguments(parser.add_argument_group("on a GPU"))
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.cifar_attack_steps = 3, 2
+    backend = jax.default_backend()
+    if arguments.rehearse and backend != "cpu":
+        parser.error("--rehearse is for a CPU")
+    arguments.table = arguments.rehearse or backend == "gpu"
+    wrong = set(arguments.item or ()) - set(bench_rows.ROWS if arguments.table else ITEMS)
+    if wrong:
+        parser.error(f"no items of this mode: {', '.join(sorted(wrong))}")
+    arguments.rounds = arguments.rounds or (1 if arguments.rehearse else 3 if arguments.table else 7)
     return arguments
+
+
+def add_table_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--rehearse", action="store_true", help="the GPU's tables at tiny sizes on a CPU")
+    group.add_argument("--budget-seconds", type=float, default=480, help="after so long whatever remains is skipped")
+    group.add_argument("--autotune-level", type=int, help="xla_gpu_autotune_level of our programs")
+    group.add_argument("--no-peers", action="store_true", help="ours alone")
 
 
 def cores() -> int:
@@ -91,8 +117,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def describe_machine(clock: Callable[[], float]) -> dict:
-    """Processor, versions, and the measured rate of a float32 matrix product."""
+def describe_machine() -> dict:
+    """Processor, device and versions."""
     packages = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
     versions = {}
     for package in packages:
@@ -104,9 +130,9 @@ def describe_machine(clock: Callable[[], float]) -> dict:
         "cpu": cpu_name(),
         "cores": cores(),
         "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "versions": versions,
-        "matmul_gflops": matmul_rates(clock),
     }
 
 

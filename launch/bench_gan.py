@@ -1,74 +1,96 @@
 """The bench's item for the conditional GAN: one training iteration, ours and PyTorch's, from equal weights."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import gan, training
 from gradalign_jax.models import biggan
+from gradalign_jax.ops import precision
 from gradalign_jax.types import Batch
-from launch import bench_items
-from launch.bench_items import torch
+from launch import bench_items, bench_peers, bench_program
+from launch.bench_peers import to_torch, torch
+from launch.bench_program import Program
+
+if torch:
+    from launch.torch_peer import biggan as peer
 
 ITEMS = ["gan_iteration"]
 CLASSES, CHANNELS, LATENT, BATCH, D_STEPS = 10, 3, 128, 50, 4
 STEPS = 4  # iterations of ours in one program
 
 
-def build(width: int) -> bench_items.Item:
-    """An iteration of CIFAR-10's GAN: four discriminator steps of 50 + 50 images and a generator step of 50.
+class Case:
+    """Networks, state and batches of an iteration of CIFAR-10's GAN.
 
-    The authors' way runs both networks twice in the generator's step; the lean one takes both losses from one pass,
-    as ours does.
+    Four discriminator steps of 50 + 50 images and a generator step of 50. products: the precision of ours.
     """
-    generator = biggan.create_generator(CLASSES, CHANNELS, width, LATENT)
-    discriminator = biggan.create_discriminator(CLASSES, CHANNELS, width)
-    optimizer = training.adam(2e-4, b1=0.0, b2=0.999)
-    state = gan.create_state(generator, discriminator, optimizer, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    image = rng.uniform(-1, 1, (D_STEPS, BATCH, 32, 32, CHANNELS)).astype(np.float32)
-    label = rng.integers(CLASSES, size=(D_STEPS, BATCH)).astype(np.int32)
-    batch, keys = Batch(image, label, label), jax.random.split(jax.random.key(1), BATCH)
-    latents = [jax.device_get(gan.draw_latents(keys, draw, CLASSES, LATENT)) for draw in range(D_STEPS)]
-    agreement, sides = None, {}
+
+    def __init__(self, width: int, count: int = BATCH, products: str = bench_items.TRAINING):
+        self.width, self.products = width, products
+        dtype = precision.factors(products)
+        self.generator = biggan.create_generator(CLASSES, CHANNELS, width, LATENT, dtype=dtype)
+        self.discriminator = biggan.create_discriminator(CLASSES, CHANNELS, width, dtype)
+        self.optimizer = training.adam(2e-4, b1=0.0, b2=0.999)
+        g, d = (bench_program.draw(network.init, seed) for seed, network in enumerate(self.networks))
+        moments = (bench_program.zeros(self.optimizer.init, values["params"]) for values in (g, d))
+        self.state = gan.GanState(g, d, g, *moments, np.zeros((), np.int32))
+        rng = np.random.default_rng(0)
+        self.image = rng.uniform(-1, 1, (D_STEPS, count, 32, 32, CHANNELS)).astype(np.float32)
+        self.label = rng.integers(CLASSES, size=(D_STEPS, count)).astype(np.int32)
+        self.z = rng.normal(size=(D_STEPS, count, LATENT)).astype(np.float32)  # PyTorch's; our steps draw theirs
+        self.drawn = rng.integers(CLASSES, size=(D_STEPS, count)).astype(np.int32)
+
+    @property
+    def networks(self) -> tuple[biggan.Generator, biggan.Discriminator]:
+        """Generator and discriminator."""
+        return self.generator, self.discriminator
+
+    def program(self, steps: int = STEPS) -> Program:
+        """Our iterations."""
+        options = {"num_classes": CLASSES, "latent_dim": LATENT, "products": self.products}
+        step = gan.make_step(*self.networks, self.optimizer, **options)
+        batch, keys = Batch(self.image, self.label, self.label), bench_program.keys(self.image.shape[1])
+        return bench_program.repeated(step, self.state, (batch, keys), steps)
+
+    def peers(self, channels_last: bool = False) -> list:
+        """PyTorch's networks with our weights."""
+        made = peer.Generator(CLASSES, CHANNELS, self.width, LATENT), peer.Discriminator(CLASSES, CHANNELS, self.width)
+        loaded = zip(made, (self.state.generator, self.state.discriminator), strict=True)
+        return [bench_peers.place(peer.load_flax(network, values), channels_last) for network, values in loaded]
+
+    def peer_side(self, style: str, channels_last: bool = False) -> Callable[[], Any]:
+        """PyTorch's iteration: the authors' way runs both networks twice in the generator's step, the lean one once."""
+        pair = peer.start(*self.peers(channels_last))
+        drawn = [(to_torch(z), to_torch(y).long()) for z, y in zip(self.z, self.drawn, strict=True)]
+        pictures = zip(self.image, self.label, strict=True)
+        real = [(to_torch(x, channels_last), to_torch(t).long()) for x, t in pictures]
+        return lambda: peer.iteration(pair, drawn, real, shared=style == "lean")
+
+    def agreement(self) -> str:
+        """Largest differences of images and scores in evaluation mode, relative to the largest value."""
+        peers, z, label = self.peers(), self.z[0], self.drawn[0]
+        theirs = peers[0].eval()(to_torch(z), to_torch(label).long())
+        ours, _ = jax.jit(self.generator.apply)(self.state.generator, z, label)
+        scores, _, _ = jax.jit(self.discriminator.apply)(self.state.discriminator, self.image[0])
+        their_scores, _ = peers[1].eval()(to_torch(self.image[0]))
+        differences = (
+            bench_peers.relative_difference(to_torch(ours), theirs.detach()),
+            bench_peers.relative_difference(scores, their_scores.detach()),
+        )
+        return "images {:.0e}, scores {:.0e}".format(*differences)
+
+
+def build(width: int) -> bench_items.Item:
+    """Builds the item at this width. Without PyTorch only our side is there."""
+    case, sides, agreement = Case(width), {}, None
     if torch:
-        from launch.torch_peer import biggan as peer
-
-        def networks():
-            made = peer.Generator(CLASSES, CHANNELS, width, LATENT), peer.Discriminator(CLASSES, CHANNELS, width)
-            weights = state.generator, state.discriminator
-            return [peer.load_flax(network, values) for network, values in zip(made, weights, strict=True)]
-
-        def their_side(shared: bool, channels_last: bool):
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            pair = peer.start(*(network.to(memory_format=layout) for network in networks()))
-            drawn = [(torch.from_numpy(np.array(z)), torch.from_numpy(np.array(y)).long()) for z, y in latents]
-            real = [
-                (bench_items.to_torch(x, channels_last), torch.from_numpy(t).long())
-                for x, t in zip(image, label, strict=True)
-            ]
-            return lambda: peer.iteration(pair, drawn, real, shared)
-
-        agreement = check_agreement(generator, discriminator, state, networks(), latents[0], image[0])
-        sides = {
-            "authors": their_side(shared=False, channels_last=False),
-            "lean": bench_items.faster_layout(lambda channels_last: their_side(True, channels_last)),
-        }
-    step = gan.make_step(generator, discriminator, optimizer, num_classes=CLASSES, latent_dim=LATENT)
-    run, seconds = bench_items.our_program(step, state, (batch, keys), STEPS)
-    name = f"gan_iteration (width {width})"
-    return bench_items.Item(name, {"ours": run, **sides}, seconds, agreement, None, steps=STEPS)
-
-
-def check_agreement(generator, discriminator, state, peers, latent, image) -> str:
-    """Largest differences of images and scores in evaluation mode, relative to the largest value."""
-    z, label = latent
-    theirs = peers[0].eval()(torch.from_numpy(np.array(z)), torch.from_numpy(np.array(label)).long())
-    ours, _ = jax.jit(generator.apply)(state.generator, jnp.asarray(z), jnp.asarray(label))
-    scores, _, _ = jax.jit(discriminator.apply)(state.discriminator, jnp.asarray(image))
-    their_scores, _ = peers[1].eval()(bench_items.to_torch(image))
-    differences = (
-        bench_items.relative_difference(bench_items.to_torch(ours), theirs.detach()),
-        bench_items.relative_difference(scores, their_scores.detach()),
-    )
-    return "images {:.0e}, scores {:.0e}".format(*differences)
+        agreement = case.agreement()
+        lean = bench_peers.faster_layout(partial(case.peer_side, "lean"))
+        sides = {"authors": case.peer_side("authors"), "lean": lean}
+    ours, seconds = bench_program.ready(case.program())
+    sides = {"ours": ours, **sides}
+    return bench_items.Item(f"gan_iteration (width {width})", sides, seconds, agreement, None, steps=STEPS)

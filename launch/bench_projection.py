@@ -10,65 +10,71 @@
 "lean" the same loop with the generator frozen. The share of the matmul rate counts the products of the sub-pixel form.
 """
 
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from gradalign_jax.deltax import projection
-from gradalign_jax.models import biggan, biggan_folded, frozen, resampling
-from gradalign_jax.models.conv import conv
+from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.models.spectral import power_iteration
+from gradalign_jax.ops import frozen, platform, precision, resampling
+from gradalign_jax.ops.convolution import conv
+from launch import bench_peers, bench_program
+from launch.bench_program import Program
 
 FORMS = ("unfolded", "constants", "subpixel", "float32", "bfloat16")
 BATCH, STEPS, CLASSES, CHANNELS = 16, 2, 10, 3
 FLOPS = 2 * 2.349e9  # forward, and the same for the gradient of z
 
 
-def variables() -> tuple[biggan.Generator, Any]:
-    """A generator of CIFAR-10's size with statistics that a trained one might have."""
+def variables(width: int = 256) -> tuple[biggan.Generator, Any]:
+    """A generator, by default of CIFAR-10's size, with statistics that a trained one might have."""
     rng = np.random.default_rng(0)
     drawn = {"mean": lambda shape: rng.normal(0, 0.2, shape), "var": lambda shape: rng.uniform(0.5, 1.5, shape)}
 
-    def draw(path, leaf):
-        return jnp.asarray(drawn[path[-1].key](leaf.shape), jnp.float32)
+    def statistics(path, leaf):
+        return drawn[path[-1].key](leaf.shape).astype(np.float32)
 
-    generator = biggan.create_generator(CLASSES, CHANNELS)
-    values = generator.init(jax.random.key(0))
-    return generator, {**values, "batch_stats": jax.tree_util.tree_map_with_path(draw, values["batch_stats"])}
+    generator = biggan.create_generator(CLASSES, CHANNELS, width)
+    values = bench_program.draw(generator.init)
+    return generator, {**values, "batch_stats": jax.tree_util.tree_map_with_path(statistics, values["batch_stats"])}
 
 
-def our_side(form: str) -> tuple[Callable[[], np.ndarray], float]:
-    """Our compiled loop, and the seconds it took to trace and compile."""
-    generator, values = variables()
+def program(form: str, pairs: int = BATCH, steps: int = STEPS, width: int = 256) -> Program:
+    """Our loop: (constants, images, classes) -> z."""
+    generator, values = variables(width)
+    name = form if form == "bfloat16" else "float32"
     if form == "unfolded":
         constants, generate = values, lambda v, z, c: generator.apply(v, z, c)[0]
     else:
-        precision = form if form == "bfloat16" else "float32"
-        backend = "none" if form in ("constants", "subpixel") else None
-        constants, generate = biggan_folded.fold(values, precision, backend), biggan_folded.generate
-        if form == "constants":
-            constants = at_high_resolution(constants, values)
-    find = projection.make((STEPS, 0), eps=1e-8 * BATCH)  # the authors' mean over the batch
+        constants, generate = folded(form, values, name), biggan_folded.generate
+    find = projection.make((steps, 0), eps=1e-8 * pairs)  # the authors' mean over the batch
 
     def project(constants, image, target):
-        return find(partial(generate, constants), image, target)
+        with precision.scope(name):
+            return find(partial(generate, constants), image, target)
 
-    arguments = constants, *batch()
-    start = time.perf_counter()
-    compiled = jax.jit(project).lower(*arguments).compile()
-    return lambda: np.asarray(compiled(*arguments)), time.perf_counter() - start
+    return Program(project, (constants, *batch(pairs)))
 
 
-def batch() -> tuple[jax.Array, jax.Array]:
+def folded(form: str, values: Any, name: str) -> biggan_folded.Folded:
+    """The generator's constants in one form, made on the host."""
+    plain = platform.target("gpu") if form in ("constants", "subpixel") else nullcontext()
+    with bench_program.on_host(), plain:
+        constants = biggan_folded.fold(values, precision.factors(name))
+        constants = at_high_resolution(constants, values) if form == "constants" else constants
+    return jax.device_get(constants)
+
+
+def batch(pairs: int) -> tuple[np.ndarray, np.ndarray]:
     """Images, and one class for all, as the authors take them."""
-    image = np.random.default_rng(1).uniform(-1, 1, (BATCH, 32, 32, CHANNELS))
-    return jnp.asarray(image, jnp.float32), jnp.full(BATCH, 3, jnp.int32)
+    image = np.random.default_rng(1).uniform(-1, 1, (pairs, 32, 32, CHANNELS))
+    return image.astype(np.float32), np.full(pairs, 3, np.int32)
 
 
 def at_high_resolution(folded: biggan_folded.Folded, values: Any) -> biggan_folded.Folded:
@@ -91,16 +97,15 @@ def _halve(kernel: jax.Array, g: jax.Array) -> jax.Array:
     return 4 * resampling.halve(conv(g, kernel, padding=1))
 
 
-def peer_side(frozen: bool, channels_last: bool = False) -> Callable[[], np.ndarray]:
+def peer_side(
+    frozen: bool, channels_last: bool = False, pairs: int = BATCH, steps: int = STEPS, width: int = 256
+) -> Callable[[], Any]:
     """PyTorch's loop with our weights."""
-    import torch
-
     from launch.torch_peer import biggan as peer
     from launch.torch_peer.projection import project
 
-    image, target = batch()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = peer.load_flax(peer.Generator(CLASSES, CHANNELS), variables()[1]).to(memory_format=layout)
-    tensor = torch.from_numpy(np.array(image)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    label = torch.from_numpy(np.array(target)).long()
-    return lambda: project(network, tensor, label, (STEPS, 0), frozen=frozen).numpy()
+    image, target = batch(pairs)
+    network = peer.load_flax(peer.Generator(CLASSES, CHANNELS, width), variables(width)[1])
+    network = bench_peers.place(network, channels_last)
+    tensor, label = bench_peers.to_torch(image, channels_last), bench_peers.to_torch(target).long()
+    return lambda: project(network, tensor, label, (steps, 0), frozen=frozen)

@@ -1,24 +1,24 @@
 """The VR-GAN items of bench.py: one step of generator and critic, ours and PyTorch's, with equal weights."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import training
 from gradalign_jax.deltax import vrgan
 from gradalign_jax.models import resnet, unet
-from gradalign_jax.types import Batch
-from launch.bench_items import Item, faster_layout, our_program, relative_difference, to_torch
+from gradalign_jax.types import Batch, ResidualGenerator
+from launch import bench_peers, bench_program
+from launch.bench_items import TRAINING, Item
+from launch.bench_peers import to_torch, torch
+from launch.bench_program import Program
 
-try:
-    import torch
-
+if torch:
     from launch.torch_peer import models
     from launch.torch_peer import vrgan as peer
-except ImportError:
-    torch = None
 
 # Pixels of a side, downsamplings, images a batch, and steps of ours in one program; the films' batch of 12 is cut for a
 # CPU's patience.
@@ -37,48 +37,56 @@ class _ModelsInput(torch.nn.Module if torch else object):
         return self.critic(2 * image - 1)
 
 
+class Case:
+    """Networks, state and batch of one size: `width` is that of the U-Net."""
+
+    def __init__(self, side: int, downsamplings: int, count: int, width: int = 64):
+        self.shape = (1, width, downsamplings)
+        self.generator: ResidualGenerator = unet.create(1, width, downsamplings)
+        self.critic = resnet.create(2, binary=True, channels=1, input_mapping="raw")
+        self.optimizer = training.adam(1e-4, 0.0, 0.9)
+        drawn = bench_program.draw(self.generator.init, 0), bench_program.draw(self.critic.init, 1)
+        moments = (bench_program.zeros(self.optimizer.init, values["params"]) for values in drawn)
+        self.state = vrgan.VRGANState(*drawn, *moments, np.zeros((), np.int32), np.zeros((), np.float32))
+        image = np.random.default_rng(0).uniform(-1, 1, (count, side, side, 1))
+        self.batch: Batch = bench_program.batch_of(image, np.arange(count) % 2)
+
+    def program(self, steps: int) -> Program:
+        """Our steps."""
+        step = vrgan.make_step(self.generator, self.critic, self.optimizer, products=TRAINING)
+        return bench_program.repeated(step, self.state, (self.batch,), steps)
+
+    def peers(self, channels_last: bool) -> tuple[Any, Any]:
+        """PyTorch's networks with our weights."""
+        generator = models.load_flax(peer.UNet(*self.shape), self.state.generator).train()
+        critic = _ModelsInput(models.load_flax(models.ResNet18(1), self.state.critic).train())
+        return bench_peers.place(generator, channels_last), bench_peers.place(critic, channels_last)
+
+    def peer_side(self, style: str, channels_last: bool = False) -> Callable[[], Any]:
+        """PyTorch's step in a style."""
+        step = peer.make_step(*self.peers(channels_last), style)
+        image, label = to_torch(self.batch.image, channels_last), to_torch(self.batch.label).long()
+        return lambda: step(image, label)
+
+    def agreement(self) -> str:
+        """Largest difference of the residuals in evaluation mode, relative to the largest value."""
+        theirs, _ = self.peers(channels_last=False)
+        image, label = self.batch.image, self.batch.label
+        with torch.no_grad():
+            tensor = to_torch(label).long()
+            expected = theirs.eval()(to_torch(image), 1 - tensor, tensor).permute(0, 2, 3, 1)
+        got = jax.jit(self.generator.apply)(self.state.generator, image, 1 - label, label)[0]
+        return f"residual {bench_peers.relative_difference(got, expected.numpy()):.0e}"
+
+
 def build(name: str) -> Item:
     """Builds one of ITEMS. Without PyTorch only our side is there."""
-    side, downsamplings, count, steps = SHAPES[name]
-    generator = unet.create(width=64, downsamplings=downsamplings)
-    critic = resnet.create(2, binary=True, channels=1, input_mapping="raw")
-    optimizer = training.adam(1e-4, 0.0, 0.9)
-    state = jax.device_get(vrgan.create_state(generator, critic, optimizer, jax.random.key(0)))
-    image = np.random.default_rng(0).uniform(-1, 1, (count, side, side, 1)).astype(np.float32)
-    batch = Batch(jnp.asarray(image), jnp.arange(count) % 2, jnp.arange(count))
-    ours, seconds = _our_side(generator, critic, optimizer, state, batch, steps)
-    if not torch:
-        return Item(name, {"ours": ours}, seconds, None, None, steps=steps)
-    agreement = _agreement(generator, state, batch, downsamplings)
-    sides = {"ours": ours, "authors": _peer_side(state, batch, downsamplings, "authors")}
-    sides["lean"] = faster_layout(partial(_peer_side, state, batch, downsamplings, "lean"))
+    *shape, steps = SHAPES[name]
+    case = Case(*shape)
+    ours, seconds = bench_program.ready(case.program(steps))
+    sides, agreement = {"ours": ours}, None
+    if torch:
+        agreement = case.agreement()
+        sides["authors"] = case.peer_side("authors")
+        sides["lean"] = bench_peers.faster_layout(partial(case.peer_side, "lean"))
     return Item(name, sides, seconds, agreement, None, steps=steps)
-
-
-def _our_side(generator, critic, optimizer, state, batch, steps: int):
-    step = vrgan.make_step(generator, critic, optimizer)
-    return our_program(step, jax.tree.map(jnp.asarray, state), (batch,), steps)
-
-
-def _peers(state, downsamplings: int, channels_last: bool):
-    generator = models.load_flax(peer.UNet(1, 64, downsamplings), state.generator).train()
-    critic = _ModelsInput(models.load_flax(models.ResNet18(1), state.critic).train())
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return generator.to(memory_format=layout), critic.to(memory_format=layout)
-
-
-def _peer_side(state, batch, downsamplings: int, style: str, channels_last: bool = False):
-    generator, critic = _peers(state, downsamplings, channels_last)
-    step = peer.make_step(generator, critic, style)
-    image, label = to_torch(batch.image, channels_last), to_torch(batch.label).long()
-    return lambda: step(image, label)
-
-
-def _agreement(generator, state, batch, downsamplings: int) -> str:
-    """Largest difference of the residuals in evaluation mode, relative to the largest value."""
-    theirs, _ = _peers(state, downsamplings, channels_last=False)
-    label = to_torch(batch.label).long()
-    with torch.no_grad():
-        expected = theirs.eval()(to_torch(batch.image), 1 - label, label).permute(0, 2, 3, 1)
-    got = jax.jit(generator.apply)(state.generator, batch.image, 1 - batch.label, batch.label)[0]
-    return f"residual {relative_difference(got, expected.numpy()):.0e}"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gradalign_jax.models import lowering, resampling, weight_gradients
-from gradalign_jax.models.conv import choose, choose_weights, conv, conv_transpose
-from gradalign_jax.models.lowering import LAYOUT, Window
+from gradalign_jax.ops import forms, platform, resampling, weight_gradients
+from gradalign_jax.ops.convolution import choose, choose_weights, conv, conv_transpose
+from gradalign_jax.ops.forms import LAYOUT, Window
 
 # image size, inputs, outputs, kernel size, stride, padding
 SHAPES = [
@@ -36,7 +36,7 @@ SHAPES = [
     ((8, 11), 2, 3, 6, 3, 2),
 ]
 
-FORMS = [lowering.plain, lowering.spare_row, lowering.patches, lowering.few_outputs, lowering.dense, lowering.winograd]
+FORMS = [forms.plain, forms.spare_row, forms.patches, forms.few_outputs, forms.dense, forms.winograd]
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +69,15 @@ def gradients(function, x, kernel):
     return jax.grad(loss, (0, 1))(x, kernel), jax.grad(penalty, (0, 1))(x, kernel)
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_two_derivatives(shape):
+def test_values_and_two_derivatives(shape, name):
     image, inputs, outputs, size, stride, padding = shape
     x, kernel = arrays(image, inputs, outputs, size)
-    np.testing.assert_allclose(
-        conv(x, kernel, stride, padding, backend="cpu"),
-        reference(x, kernel, stride, padding),
-        rtol=1e-9,
-        atol=1e-9,
-    )
-    ours = jax.jit(lambda x, w: gradients(lambda x, w: conv(x, w, stride, padding, backend="cpu"), x, w))(x, kernel)
+    with platform.target(name):
+        value = conv(x, kernel, stride, padding)
+        ours = jax.jit(lambda x, w: gradients(lambda x, w: conv(x, w, stride, padding), x, w))(x, kernel)
+    np.testing.assert_allclose(value, reference(x, kernel, stride, padding), rtol=1e-9, atol=1e-9)
     theirs = jax.jit(lambda x, w: gradients(lambda x, w: reference(x, w, stride, padding), x, w))(x, kernel)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.abs(b).max())
@@ -119,7 +117,7 @@ def test_groups_of_images_add_up(monkeypatch, size, stride, batch, fitting, cut)
     x, kernel = arrays((8, 8), 16, 16, size, batch=batch)
     monkeypatch.setattr(weight_gradients, "_GROUP", int(fitting * x.size / batch))
     value, pullback = jax.vjp(lambda kernel: reference(x, kernel, stride, 1), kernel)
-    ours = jax.vjp(lambda kernel: conv(x, kernel, stride, 1, backend="cpu"), kernel)[1]
+    ours = jax.vjp(lambda kernel: conv(x, kernel, stride, 1), kernel)[1]
     assert ("scan[" in str(jax.make_jaxpr(ours)(value))) == cut
     np.testing.assert_allclose(ours(value)[0], pullback(value)[0], rtol=1e-8, atol=1e-8)
 
@@ -129,18 +127,19 @@ def test_taps_that_all_see_padding_give_zeros():
     pads = ((3, 0), (3, 3))
     ours, theirs = (
         gradients(f, x, kernel)[0]
-        for f in (lambda x, w: conv(x, w, 2, pads, backend="cpu"), lambda x, w: reference(x, w, 2, pads))
+        for f in (lambda x, w: conv(x, w, 2, pads), lambda x, w: reference(x, w, 2, pads))
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
 @pytest.mark.parametrize("stride, size, padding", [(1, 3, 1), (2, 3, 1), (2, 4, 1), (3, 5, 0)])
-def test_the_transpose(stride, size, padding, backend):
+def test_the_transpose(stride, size, padding, name):
     _, kernel = arrays((1, 1), 2, 3, size)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 5, 3)))
-    ours = conv_transpose(x, kernel, stride, padding, backend)
+    with platform.target(name):
+        ours = conv_transpose(x, kernel, stride, padding)
     of = jax.vjp(lambda y: reference(y, kernel, stride, padding), jnp.zeros_like(ours))[1]
     np.testing.assert_allclose(ours, of(x)[0], rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="2 channels"):
@@ -186,7 +185,7 @@ def test_long_sums_are_cut_without_harm():
     """Few outputs and many pixels: the weight gradient of the first layers."""
     x, kernel = arrays((40, 40), 2, 3, 3, batch=12)
     value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 1, 1), kernel)
-    ours = jax.vjp(lambda kernel: conv(x, kernel, 1, 1, backend="cpu"), kernel)[1](value)[0]
+    ours = jax.vjp(lambda kernel: conv(x, kernel, 1, 1), kernel)[1](value)[0]
     np.testing.assert_allclose(ours, pullback(value)[0], rtol=1e-9)
 
 
@@ -194,8 +193,8 @@ def test_float32_error_of_the_fast_forms():
     x, kernel = arrays((8, 8), 128, 128, 3)
     exact = reference(x, kernel, 1, 1)
     window = Window((8, 8), (3, 3), 1, ((1, 1), (1, 1)))
-    assert choose(window, 128, 128) is lowering.winograd
-    ours = conv(x.astype("float32"), kernel.astype("float32"), 1, 1, backend="cpu")
+    assert choose(window, 128, 128) is forms.winograd
+    ours = conv(x.astype("float32"), kernel.astype("float32"), 1, 1)
     np.testing.assert_allclose(ours, exact, atol=1e-5 * np.abs(exact).max())
 
 
@@ -203,22 +202,35 @@ def test_images_of_few_pixels_do_not_reach_xla():
     """XLA's convolution of an image of at most 2x2 pixels is tens of times slower than a matrix product."""
     for size in (1, 2):
         window = Window((size, size), (3, 3), 1, ((1, 1), (1, 1)))
-        assert choose(window, 512, 512) is lowering.dense
+        assert choose(window, 512, 512) is forms.dense
         assert choose_weights(window, 512, 512) is weight_gradients.dense
 
 
-def test_another_backend_gets_the_plain_convolution():
-    x, kernel = arrays((8, 8), 2, 2, 3)
-    text = str(jax.make_jaxpr(lambda x, w: conv(x, w, 1, 1, backend="gpu"))(x, kernel))
-    assert "conv_general_dilated" in text
-    assert "custom_vjp" not in text
+@pytest.mark.parametrize("name", ["gpu", "tpu"])
+def test_bfloat16_reaches_two_derivatives_on_an_accelerator(name):
+    """Forward, both gradients and both gradients of those: every convolution has bfloat16 factors and result."""
+    x, kernel = (a.astype("float32") for a in arrays((8, 8), 8, 8, 3))
+
+    def rounded(x, kernel):
+        return conv(x, kernel.astype(jnp.bfloat16), 2, 1)
+
+    with platform.target(name):
+        text = jax.jit(lambda x, w: gradients(rounded, x, w)).lower(x, kernel).as_text()
+    lines = [line.split(" : ")[-1] for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(lines) >= 6
+    assert all(line.count("xbf16>") == 3 for line in lines)
+
+
+def test_an_unknown_platform_is_refused():
+    with pytest.raises(ValueError, match="use cpu, gpu or tpu"), platform.target("cuda"):
+        pass
 
 
 def test_the_same_under_scan_and_vmap():
     x, kernel = arrays((4, 4), 2, 2, 3)
 
     def step(x, _):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, kernel, 1, 1, backend="cpu"))))(x), None
+        return jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, kernel, 1, 1))))(x), None
 
     looped = lax.scan(step, x, length=2)[0]
     np.testing.assert_allclose(looped, step(step(x, None)[0], None)[0], rtol=1e-9)
@@ -235,7 +247,7 @@ def test_wrong_channels_are_refused():
 def test_against_torch(stride):
     torch = pytest.importorskip("torch")
     x, kernel = arrays((9, 8), 3, 4, 3)
-    ours = conv(x, kernel, stride, 1, backend="cpu")
+    ours = conv(x, kernel, stride, 1)
     theirs = torch.nn.functional.conv2d(
         torch.tensor(np.asarray(x)).permute(0, 3, 1, 2),
         torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1),

@@ -380,7 +380,7 @@ def test_a_trained_classifier_judges_the_samples(tmp_path):
     [
         ({"gan.iterations": 7}, "no multiple of config.gan.sample_every=3"),
         ({"gan.classifier": "nowhere"}, "no such directory"),
-        ({"gan.dtype": "float16"}, "must be one of float32, bfloat16"),
+        ({"precision.training": "float16"}, "must be one of float32, tf32, bfloat16"),
         ({"devices": 3}, "no multiple of config.devices=3"),
     ],
 )

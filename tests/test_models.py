@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradalign_jax import models, weights
-from gradalign_jax.models import pretrained, resnet
+from gradalign_jax.models import pretrained, resnet, stem
 
 KEY = jax.random.key(0)
 SIZES = [
@@ -120,7 +120,7 @@ def test_max_pool_and_its_ties_are_torchs(size):
     x = rng.integers(0, 3, (2, *size, 3)).astype("float32")
     image = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
     theirs = torch.nn.functional.max_pool2d(image, 3, 2, 1)
-    ours, pullback = jax.vjp(resnet.max_pool, jnp.array(x))
+    ours, pullback = jax.vjp(stem.max_pool, jnp.array(x))
     g = rng.normal(size=ours.shape).astype("float32")
     theirs.backward(torch.tensor(g).permute(0, 3, 1, 2))
     np.testing.assert_array_equal(ours, theirs.detach().permute(0, 2, 3, 1))
@@ -129,7 +129,7 @@ def test_max_pool_and_its_ties_are_torchs(size):
 
 @pytest.mark.parametrize("mapping", ["unit", "raw"])
 def test_normalisation(mapping):
-    scale, shift = resnet.normalisation(mapping)
+    scale, shift = stem.normalisation(mapping)
     black = 0.0 if mapping == "unit" else -1.0
     normalised = np.array([-1.0, 1.0])[:, None] * scale + shift
     np.testing.assert_allclose(normalised[:, 0], [(black - 0.485) / 0.229, (1.0 - 0.485) / 0.229], rtol=1e-6)

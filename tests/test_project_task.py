@@ -139,7 +139,7 @@ def test_a_damaged_shard_is_named_and_made_again(finished, gan_run, tmp_path, ca
     [
         ({"project.penalty": 0.3}, "penalty"),
         ({"project.steps": (4, 2)}, "steps"),
-        ({"project.precision": "bfloat16"}, "precision"),
+        ({"precision.projection": "bfloat16"}, "precision"),
         ({"project.block": 4}, "shard"),
         ({"data.limit": 5}, "data"),
         ({"project.splits": ("test",)}, "splits"),
@@ -230,7 +230,7 @@ def test_mnist_is_compared_on_its_own_pixels():
         ({"project.splits": ("train", "trian")}, "config.project.splits"),
         ({"project.steps": (600,)}, "config.project.steps"),
         ({"project.steps": (600.0, 150)}, "two integers"),
-        ({"project.precision": "float16"}, "config.project.precision"),
+        ({"precision.projection": "float16"}, "config.precision.projection"),
         ({"project.eps": 0.0}, "config.project.eps"),
     ],
     ids=str,

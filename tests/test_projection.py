@@ -10,8 +10,9 @@ from jax import lax
 from generators import lively
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.deltax import projection
-from gradalign_jax.models import biggan_folded, frozen, resampling
-from gradalign_jax.models.lowering import LAYOUT
+from gradalign_jax.models import biggan_folded
+from gradalign_jax.ops import frozen, platform, resampling
+from gradalign_jax.ops.forms import LAYOUT
 
 # ---- the kernel
 
@@ -79,10 +80,9 @@ def generator():
     return lively()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_folded_is_unfolded(generator, backend):
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_folded_is_unfolded(generator, name):
     unfolded, variables = generator
-    folded = biggan_folded.fold(variables, backend=backend)
     keys = jax.random.split(jax.random.key(0))
     z, label = jax.random.normal(keys[0], (5, 128)), jnp.array([0, 2, 1, 2, 0])
     cotangent = jax.random.normal(keys[1], (5, 32, 32, 3))
@@ -91,20 +91,23 @@ def test_folded_is_unfolded(generator, backend):
         image, pull_back = jax.vjp(lambda z: generate_fn(z, label), z)
         return image, pull_back(cotangent)[0]
 
-    ours = jax.jit(lambda: value_and_gradient(lambda z, c: biggan_folded.generate(folded, z, c)))()
+    with platform.target(name):
+        folded = biggan_folded.fold(variables)
+        ours = jax.jit(lambda: value_and_gradient(lambda z, c: biggan_folded.generate(folded, z, c)))()
     theirs = jax.jit(lambda: value_and_gradient(lambda z, c: unfolded.apply(variables, z, c)[0]))()
     assert 0.1 < np.abs(theirs[0]).mean() < 0.7  # neither dead nor saturated
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5 * np.abs(theirs[1]).max())
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
 @pytest.mark.parametrize("outputs", [2, 16])
 @pytest.mark.parametrize("doubling", [False, True])
-def test_a_frozen_convolution_and_its_transpose(backend, outputs, doubling):
+def test_a_frozen_convolution_and_its_transpose(name, outputs, doubling):
     rng = np.random.default_rng(outputs)
     kernel, x = rng.normal(size=(3, 3, 6, outputs)), jnp.asarray(rng.normal(size=(2, 6, 4, 6)), jnp.float32)
-    layer = (frozen.doubling_conv3x3 if doubling else frozen.conv3x3)(kernel, backend=backend)
+    with platform.target(name):
+        layer = (frozen.doubling_conv3x3 if doubling else frozen.conv3x3)(kernel)
 
     def expected(x):
         x = resampling.double(x) if doubling else x
@@ -122,15 +125,16 @@ def products(text):
     return sum(text.count(f"stablehlo.{name}") for name in ("dot_general", "convolution"))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_no_gradient_of_a_weight_is_computed(generator, backend):
-    folded = biggan_folded.fold(generator[1], backend=backend)
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_no_gradient_of_a_weight_is_computed(generator, name):
+    with platform.target(name):
+        folded = biggan_folded.fold(generator[1])
     z, label = jnp.zeros((7, 128)), jnp.zeros(7, jnp.int32)
     forward = jax.jit(biggan_folded.generate).lower(folded, z, label).as_text()
     backward = jax.jit(jax.grad(lambda z: biggan_folded.generate(folded, z, label).sum())).lower(z).as_text()
     # Each of the 11 layers has its transpose; a doubling by phases is 4 convolutions, its transpose one.
     assert products(forward) > 0
-    assert products(backward) == 2 * products(forward) - (9 if backend == "gpu" else 0)
+    assert products(backward) == 2 * products(forward) - (9 if name == "gpu" else 0)
     find = projection.make((3, 2))
     image = jnp.zeros((7, 32, 32, 3))
 
@@ -179,7 +183,7 @@ def test_a_pair_does_not_depend_on_those_beside_it(generator):
 
 def test_bfloat16_finds_almost_the_same(generator):
     """What bfloat16 costs, both measured with the float32 generator."""
-    exact, fast = (biggan_folded.fold(generator[1], precision) for precision in ("float32", "bfloat16"))
+    exact, fast = (biggan_folded.fold(generator[1], jnp.dtype(name)) for name in ("float32", "bfloat16"))
     image = jax.jit(biggan_folded.generate)(exact, jax.random.normal(jax.random.key(3), (6, 128)), LABELS)
     label = (LABELS + 1) % 3
     found = [find_latents(folded, image, label, (60, 15), 1e-8) for folded in (exact, fast)]

@@ -44,11 +44,14 @@ class Parts(NamedTuple):
     start(logits_fn, key, image, label, epsilon) -> State: vertical stripes, the first query.
     search(logits_fn, key, image, label, epsilon, state, first, last) -> State: iterations first .. last - 1 (traced),
       ended early once every image is fooled.
+    decide(logits_fn, image, label, epsilon, state) -> State: who is fooled by the logits that count, where `search` saw
+      others, of lower precision say; whom those alone called fooled goes on with the margin that counts.
     attacked(image, epsilon, state) -> images: the iterate where it fools, else the image itself.
     """
 
     start: Callable[..., State]
     search: Callable[..., State]
+    decide: Callable[..., State]
     attacked: Callable[..., Array]
 
 
@@ -135,11 +138,16 @@ def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[floa
 
         return jax.lax.while_loop(unfinished, query, (jnp.asarray(first, jnp.int32), state))[1]
 
+    def decide(logits_fn: LogitsFn, image: Array, label: Array, epsilon, state: State) -> State:
+        margin = _margin(logits_fn, iterate(image, epsilon, state.sign), label)
+        agreed = (state.margin > 0) & (margin > 0)
+        return state._replace(margin=jnp.where(agreed, state.margin, margin))
+
     def attacked(image: Array, epsilon, state: State) -> Array:
         fooled = ~(state.margin > 0) & (state.queries > 0)
         return jnp.where(per_image(fooled, image) > 0, iterate(image, epsilon, state.sign), image)
 
-    return Parts(start, search, attacked)
+    return Parts(start, search, decide, attacked)
 
 
 def make(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Attack:
@@ -167,7 +175,7 @@ def make(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float
       >>> bool(logits_fn(image).argmax() == 1), float(abs(image).max())
       (True, 0.25)
     """
-    start, search, attacked = parts(queries, initial_fraction, bounds)
+    start, search, _, attacked = parts(queries, initial_fraction, bounds)
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> Array:
         check_epsilon(epsilon)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradalign_jax.ops import precision
 from gradalign_jax.types import Array, Batch, Classifier, ResidualGenerator, Variables
 
 
@@ -114,6 +115,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     weights: Weights = Weights(),  # noqa: B008 (a tuple)
     mean: Callable[[Any], Any] = lambda tree: tree,
+    products: str = "float32",
 ) -> Callable:
     """Builds `step(state, batch, keys, settings) -> (state, metrics)`: one update of each network.
 
@@ -126,6 +128,7 @@ def make_step(
       weights: of the losses.
       mean: averages gradients and metrics over devices; nothing to do on one. Batch statistics of the generator are
         those of the whole batch if it was created with the devices' axis.
+      products: their precision, float32 or tf32.
 
     `keys` and `settings` are not read: nothing is random or traced. Metrics: the four losses as they are, and `loss`,
     their weighted sum.
@@ -136,9 +139,10 @@ def make_step(
         return {"params": optax.apply_updates(variables["params"], updates), "batch_stats": statistics}, moments
 
     def step(state: VRGANState, batch: Batch, keys: Any = None, settings: Any = None):
-        passed = forward(generator, critic, state.generator, state.critic, batch)
-        of_critic, critic_losses = critic_gradient(critic, state.critic, batch, passed, weights)
-        of_generator, generator_losses = generator_gradient(batch, passed, weights)
+        with precision.scope(products):
+            passed = forward(generator, critic, state.generator, state.critic, batch)
+            of_critic, critic_losses = critic_gradient(critic, state.critic, batch, passed, weights)
+            of_generator, generator_losses = generator_gradient(batch, passed, weights)
         losses = critic_losses | generator_losses
         losses["loss"] = sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=True))
         of_critic, of_generator, statistics, losses = mean((of_critic, of_generator, passed.statistics, losses))

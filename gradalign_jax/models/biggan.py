@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from gradalign_jax.models.resampling import conv_then_halve, double, double_then_conv, halve
 from gradalign_jax.models.resnet import BatchNorm
 from gradalign_jax.models.spectral import SpectralConv, SpectralLinear, n02
+from gradalign_jax.ops import precision
+from gradalign_jax.ops.resampling import conv_then_halve, double, double_then_conv, halve
 from gradalign_jax.types import Array, Variables
 
 SIZE = 32  # pixels of the images' sides
@@ -65,7 +66,7 @@ class ClassBatchNorm(BatchNorm):
         mean, var = self._statistics(x, train)
         gain, bias = (self.param(name, n02, (self.num_classes, x.shape[-1])) for name in ("gain", "bias"))
         scale = (1 + gain[label]) * lax.rsqrt(var + 1e-5)
-        return x * scale[:, None, None] + (bias[label] - mean * scale)[:, None, None]
+        return (x * scale[:, None, None] + (bias[label] - mean * scale)[:, None, None]).astype(x.dtype)
 
 
 class _GeneratorBlock(nn.Module):
@@ -84,6 +85,11 @@ class _GeneratorBlock(nn.Module):
         return h + double(self.conv(size=1, name="shortcut")(x, train))
 
 
+def _between(x: Array, factors: jnp.dtype | None) -> Array:
+    """What lies between products: float32, or on a GPU or TPU in the type of the products' factors."""
+    return x if factors in (None, jnp.float32) else x.astype(precision.activations(factors))
+
+
 class _GeneratorNetwork(nn.Module):
     num_classes: int
     channels: int
@@ -96,11 +102,12 @@ class _GeneratorNetwork(nn.Module):
         norm = partial(ClassBatchNorm, axis_name=self.axis_name, num_classes=self.num_classes)
         conv = partial(SpectralConv, self.width, self.dtype)
         x = SpectralLinear(_BOTTOM**2 * self.width, self.dtype, name="linear")(z, train)
-        x = x.reshape(-1, _BOTTOM, _BOTTOM, self.width)
+        x = _between(x.reshape(-1, _BOTTOM, _BOTTOM, self.width), self.dtype)
         for level in range(_LEVELS):
             x = _GeneratorBlock(norm, conv, name=f"block{level}")(x, label, train)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, name="norm")(x, train))
-        return jnp.tanh(SpectralConv(self.channels, self.dtype, name="conv")(x, train))
+        x = SpectralConv(self.channels, self.dtype, name="conv")(x, train)
+        return jnp.tanh(x.astype(z.dtype))
 
 
 class _DiscriminatorBlock(nn.Module):
@@ -128,10 +135,10 @@ class _DiscriminatorNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> tuple[Array, Array]:
-        conv, x = partial(SpectralConv, self.width, self.dtype), image
+        conv, x = partial(SpectralConv, self.width, self.dtype), _between(image, self.dtype)
         for level in range(4):
             x = _DiscriminatorBlock(conv, first=level == 0, down=level < 2, name=f"block{level}")(x, train)
-        features = nn.relu(x).sum((1, 2))
+        features = nn.relu(x).astype(image.dtype).sum((1, 2))
         return SpectralLinear(self.num_classes + 1, self.dtype, name="linear")(features, train), features
 
 
@@ -151,7 +158,8 @@ def create_generator(
     """Returns the generator (4,304,387 parameters for 10 classes and 3 channels).
 
     axis_name: the mapped axis over which batch statistics are taken together.
-    dtype: precision of the kernels in products, once they are normalised; sums and all else stay in float32.
+    dtype: type of the factors in products, kernels once they are normalised; on a GPU or TPU also of what lies between
+      products. Statistics, latents, images and all else stay in float32.
     """
     network = _GeneratorNetwork(num_classes, channels, width, axis_name, dtype)
 

@@ -9,16 +9,15 @@ Only images and latents get gradients. Folding is done in float64; the result di
 float32 rounding.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradalign_jax.models import frozen
-from gradalign_jax.models.frozen import Frozen
-from gradalign_jax.models.resampling import double
+from gradalign_jax.ops import frozen, platform, precision
+from gradalign_jax.ops.frozen import Frozen
+from gradalign_jax.ops.resampling import double
 from gradalign_jax.types import Array, Variables
 
 
@@ -50,19 +49,16 @@ class Folded(NamedTuple):
     bias: Array
 
 
-def fold(variables: Variables, precision: str = "float32", backend: str | None = None) -> Folded:
+def fold(variables: Variables, factors: jnp.dtype = jnp.float32) -> Folded:
     """Folds the variables of `biggan.create_generator`.
 
     Args:
       variables: {"params", "batch_stats", "spectral"}.
-      precision: "float32" or "bfloat16", of the factors of all products but the first and the last layer's; sums and
-        all else are in float32.
-      backend: the platform to fold for, by default the one that JAX runs on.
+      factors: their type in all products but the first layer's, and on a CPU the last's; on a GPU or TPU also the type
+        of the activations between convolutions. All else is float32.
     """
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(dict(variables)))
     params, stats, spectral = tree["params"], tree["batch_stats"], tree["spectral"]
-    conv3x3 = partial(frozen.conv3x3, backend=backend)
-    doubling = partial(frozen.doubling_conv3x3, backend=backend)
     kernel, start = _linear(params["linear"], spectral["linear"])
     width = kernel.shape[1] // 16
     blocks, offset = [], np.zeros(width)  # what biases so far have added to every pixel
@@ -72,33 +68,36 @@ def fold(variables: Variables, precision: str = "float32", backend: str | None =
         blocks.append(
             Block(
                 _shifted(norms[0], offset),
-                doubling(layer["conv1"][0], precision),
+                frozen.doubling_conv3x3(layer["conv1"][0], factors),
                 _shifted(norms[1], layer["conv1"][1]),
-                conv3x3(layer["conv2"][0], precision),
-                frozen.dense(layer["shortcut"][0][0, 0], precision),
+                frozen.conv3x3(layer["conv2"][0], factors),
+                frozen.dense(layer["shortcut"][0][0, 0], factors),
             )
         )
         offset = offset @ layer["shortcut"][0][0, 0] + layer["shortcut"][1] + layer["conv2"][1]
     norm = _shifted(_norm(params["norm"], stats["norm"]), offset)
     last, bias = _linear(params["conv"], spectral["conv"])
     start = jnp.asarray(start.reshape(4, 4, width), jnp.float32)
-    return Folded(frozen.dense(kernel), start, tuple(blocks), norm, conv3x3(last), jnp.asarray(bias, jnp.float32))
+    conv = frozen.conv3x3(last, jnp.float32 if platform.is_cpu() else factors)
+    return Folded(frozen.dense(kernel), start, tuple(blocks), norm, conv, jnp.asarray(bias, jnp.float32))
 
 
 def generate(folded: Folded, z: Array, label: Array) -> Array:
     """G(z, c) of latents `[B, latent_dim]` and classes int `[B]`: images `[B, 32, 32, C]` in [-1, 1]."""
     x = frozen.apply(folded.linear, z)
     x = x.reshape(-1, *folded.start.shape) + folded.start
+    x = x.astype(precision.activations(jax.tree.leaves(folded.blocks[0].shortcut)[0].dtype))
     for block in folded.blocks:
-        h = frozen.apply(block.conv1, _activate(x, block.norm1, label))
-        h = frozen.apply(block.conv2, _activate(h, block.norm2, label))
+        h = frozen.apply(block.conv1, _activate(x, *(table[label][:, None, None] for table in block.norm1)))
+        h = frozen.apply(block.conv2, _activate(h, *(table[label][:, None, None] for table in block.norm2)))
         x = h + double(frozen.apply(block.shortcut, x))
-    x = jax.nn.relu(x * folded.norm.scale + folded.norm.shift)
-    return jnp.tanh(frozen.apply(folded.conv, x) + folded.bias)
+    x = frozen.apply(folded.conv, _activate(x, *folded.norm))
+    return jnp.tanh(x.astype(jnp.float32) + folded.bias)
 
 
-def _activate(x: Array, norm: Affine, label: Array) -> Array:
-    return jax.nn.relu(x * norm.scale[label][:, None, None] + norm.shift[label][:, None, None])
+def _activate(x: Array, scale: Array, shift: Array) -> Array:
+    """The norm and the ReLU, in float32 and then in the type of x."""
+    return frozen.relu(x * scale + shift).astype(x.dtype)
 
 
 def _linear(params: dict[str, Any], spectral: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gradalign_jax.models.linear import Linear
-from gradalign_jax.types import Array, Classifier, Variables, binary_logits
+from gradalign_jax.ops import platform
+from gradalign_jax.ops.matmul import product
+from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_logits
 
 
 class MLP(nn.Module):
@@ -48,4 +51,30 @@ def create(
         output = network.apply(variables, image, train)
         return (binary_logits(output) if binary else output), variables["batch_stats"]
 
-    return Classifier(init, apply)
+    def prepare(variables: Variables, factors: jnp.dtype) -> LogitsFn:
+        layers = _fold(variables, len(hidden), factors)
+
+        def logits_fn(image: Array) -> Array:
+            x = image
+            for kernel, bias in layers[:-1]:
+                x = nn.relu(product(x, kernel, platform.is_cpu()) + bias)
+            output = product(x, layers[-1][0], platform.is_cpu()) + layers[-1][1]
+            return binary_logits(output) if binary else output
+
+        return logits_fn
+
+    return Classifier(init, apply, prepare)
+
+
+def _fold(variables: Variables, hidden: int, factors: jnp.dtype) -> list[tuple[Array, Array]]:
+    """Kernel and bias of each linear layer, each batch norm (after a ReLU) in the layer that follows it."""
+    params, stats, layers = variables["params"], variables["batch_stats"], []
+    for i in range(hidden + 1):
+        kernel, bias = params[f"Linear_{i}"]["kernel"], params[f"Linear_{i}"]["bias"]
+        if i > 0:
+            norm, seen = params[f"BatchNorm_{i - 1}"], stats[f"BatchNorm_{i - 1}"]
+            scale = norm["scale"] * jax.lax.rsqrt(seen["var"] + 1e-5)
+            shift = norm["bias"] - seen["mean"] * scale
+            kernel, bias = scale[:, None] * kernel, bias + shift @ kernel
+        layers.append((kernel.astype(factors), bias))
+    return layers

@@ -11,15 +11,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from gradalign_jax.models.conv import conv
+from gradalign_jax.models import resnet_folded
 from gradalign_jax.models.linear import Linear, torch_uniform
-from gradalign_jax.types import Array, Classifier, Variables, binary_logits
+from gradalign_jax.models.stem import INPUT_MAPPINGS, STEMS, convolve_normalised, max_pool
+from gradalign_jax.ops.convolution import conv
+from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_logits
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 WIDTHS = (64, 128, 256, 512)
-INPUT_MAPPINGS = {"raw": (1.0, 0.0), "unit": (0.5, 0.5)}  # scale and shift ahead of the normalisation
-STEMS = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}  # kernel size, stride, padding
 
 
 class Conv(nn.Module):
@@ -39,10 +37,7 @@ class Conv(nn.Module):
 
 
 class Stem(nn.Module):
-    """Normalises images with ImageNet's mean and deviation, grey ones as three equal channels, and convolves them.
-
-    All products are in float32, whatever the kernel's precision: a small perturbation would be lost in bfloat16.
-    """
+    """Normalises images with ImageNet's mean and deviation, grey ones as three equal channels, and convolves them."""
 
     features: int
     size: int
@@ -53,15 +48,8 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Maps [B, H, W, 1 or 3] to [B, h, w, features]."""
-        kernel = self.param("kernel", torch_uniform, (self.size, self.size, 3, self.features)).astype(image.dtype)
-        scale, shift = normalisation(self.input_mapping)
-        if image.shape[-1] == 3:
-            return conv(image * scale + shift, kernel, self.stride, self.padding)
-        # Three channels that are one, scaled and shifted, take a third of the products: the kernels' weighted sum sees
-        # the image, and theirs weighted by the shifts what all images share, ones that padding surrounds.
-        ones = jnp.ones((1, *image.shape[1:]), image.dtype)
-        seen, shared = (jnp.einsum("abcd,c->abd", kernel, weights)[:, :, None] for weights in (scale, shift))
-        return conv(image, seen, self.stride, self.padding) + conv(ones, shared, self.stride, self.padding)
+        kernel = self.param("kernel", torch_uniform, (self.size, self.size, 3, self.features))
+        return convolve_normalised(image, kernel, self.stride, self.padding, self.input_mapping)
 
 
 class BatchNorm(nn.Module):
@@ -85,7 +73,7 @@ class BatchNorm(nn.Module):
         weight = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         scale = weight * lax.rsqrt(var + 1e-5)
-        return x * scale + (bias - mean * scale)
+        return (x * scale + (bias - mean * scale)).astype(x.dtype)
 
     def _statistics(self, x: Array, train: bool) -> tuple[Array, Array]:
         """Returns the mean and variance to normalise with, and in training moves the running ones."""
@@ -101,7 +89,8 @@ class BatchNorm(nn.Module):
         return mean, var
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
-        """Returns mean, biased variance and number of the rows of the whole batch."""
+        """Returns mean, biased variance and number of the rows of the whole batch, summed in float32 or higher."""
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         average = partial(lax.pmean, axis_name=self.axis_name) if self.axis_name else lambda a: a
         count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
         axes = tuple(range(x.ndim - 1))
@@ -153,36 +142,6 @@ class ResNet18(nn.Module):
         return Linear(self.outputs, name="fc")(x.mean((1, 2)))
 
 
-def normalisation(input_mapping: str) -> tuple[Array, Array]:
-    """Scale and shift `[3]` that apply ImageNet's mean and deviation to images in [-1, 1].
-
-    "unit" maps them to [0, 1] first, "raw" does not.
-    """
-    scale, shift = INPUT_MAPPINGS[input_mapping]
-    return scale / jnp.array(IMAGENET_STD), (shift - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
-
-
-def max_pool(x: Array) -> Array:
-    """Maximum over 3x3 windows, stride 2, padded by one with -inf (`[B, H, W, C]`).
-
-    As in PyTorch, the gradient goes to the first maximum in the window's row-major order: the first row that
-    has it, and there the first column, so that the axes can be done in turn. Written as selections, since
-    the gradient of XLA's own pooling is slow on a CPU and cannot be differentiated again.
-    """
-    return _max_of_three(_max_of_three(x, axis=2), axis=1)
-
-
-def _max_of_three(x: Array, axis: int) -> Array:
-    size = x.shape[axis]
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (1, 1)
-    x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    best, *others = (lax.slice_in_dim(x, tap, tap + size - (size - 1) % 2, 2, axis) for tap in range(3))
-    for other in others:
-        best = jnp.where(other > best, other, best)
-    return best
-
-
 def create(
     num_classes: int,
     binary: bool = False,
@@ -222,4 +181,8 @@ def create(
         output, state = network.apply(variables, image, train, mutable=["batch_stats"])
         return (binary_logits(output) if binary else output), state["batch_stats"]
 
-    return Classifier(init, apply)
+    def prepare(variables: Variables, factors: jnp.dtype) -> LogitsFn:
+        logits_fn = resnet_folded.logits_fn(variables, channels, stem, input_mapping, factors)
+        return (lambda image: binary_logits(logits_fn(image))) if binary else logits_fn
+
+    return Classifier(init, apply, prepare)

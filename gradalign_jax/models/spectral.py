@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from gradalign_jax.models.conv import conv
-from gradalign_jax.models.linear import product
+from gradalign_jax.ops.convolution import conv
+from gradalign_jax.ops.matmul import product
 from gradalign_jax.types import Array
 
 n02 = nn.initializers.normal(0.02)
@@ -36,7 +36,10 @@ def power_iteration(kernel: Array, u: Array) -> tuple[Array, Array]:
 
 
 class _Spectral(nn.Module):
-    """What both layers share: features, and `dtype`, the precision of the products (None: the kernel's own)."""
+    """What both layers share: features, and `dtype`, the type of the products' factors (None: the kernel's own).
+
+    The result has the type of what comes in.
+    """
 
     features: int
     dtype: jnp.dtype | None = None
@@ -60,7 +63,7 @@ class SpectralLinear(_Spectral):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps [B, fan_in] to [B, features]."""
         kernel, bias = self._weights(x.shape[-1:], train)
-        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias
+        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias.astype(x.dtype)
 
 
 def same_size(x: Array, kernel: Array, dtype: jnp.dtype | None = None) -> Array:
@@ -81,4 +84,4 @@ class SpectralConv(_Spectral):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps [B, H, W, I] to [B, H, W, features], or to the form's rows and columns."""
         kernel, bias = self._weights((self.size, self.size, x.shape[-1]), train)
-        return self.form(x, kernel, self.dtype) + bias
+        return self.form(x, kernel, self.dtype) + bias.astype(x.dtype)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradalign_jax.models.conv import conv
 from gradalign_jax.models.resnet import BatchNorm
+from gradalign_jax.ops.convolution import conv
 from gradalign_jax.types import Array, ResidualGenerator, Variables
 
 

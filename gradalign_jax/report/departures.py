@@ -11,13 +11,15 @@ from gradalign_jax.report.runs import Run
 # Keys that are always put into words of their own.
 TOLD = {
     *("train.epochs", "train.steps_per_epoch", "data.limit", "model.pretrained", "validate.epsilons"),
-    *("attack.steps", "attack.training_dtype", "attack.clip", "evaluate.same_generator"),
+    *("attack.steps", "attack.clip", "evaluate.same_generator"),
     *(f"evaluate.{key}" for key in ("images", "linf_epsilons", "l2_epsilons", "square_queries", "square_images")),
 }
 _QUERIES = 5000  # of Square Attack
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # start from ImageNet weights in the paper
 _WEIGHTS = "classifier.safetensors"  # as a run leaves them
 _USES = {"delta_x": "Δ̂x that trains", "evaluate": "Δ̂x that measures", "project": "GAN"}
+# The keys that said so before config.precision did.
+_PRECISIONS = {"attack": "attack.training_dtype", "training": "gan.dtype", "projection": "project.precision"}
 _MEASURING = ("evaluate.", "attack.")  # sections of the config
 
 
@@ -73,8 +75,8 @@ def _of_training_alone(run: Run) -> list[str]:
         found.append("from another run's weights, not ImageNet weights")
     if run.result.get("method") == "pgd":
         found += _attack_steps(run)
-        if run.setting("attack.training_dtype", "float32") != "float32":
-            found.append(f"attack of training in {run.setting('attack.training_dtype')}")
+        found += _shortened(run, "attack", "attack of training")
+    found += _shortened(run, "training", "training") + _shortened(run, "projection", "projection")
     unlike = _other_values(run)
     return found + [words for key, words in unlike.items() if not key.startswith("evaluate.")]
 
@@ -92,10 +94,17 @@ def of_measuring(run: Run) -> list[str]:
         found.append(f"{images:,} images under Square Attack")
     if run.setting("attack.clip", "range") != "range":
         found.append("attacks clamp to the data's range")
+    found += _shortened(run, "evaluation", "attacks of the test")
     if run.setting("evaluate.same_generator"):
         found.append("measured by the Δ̂x that trained it")
     found += [words for key, words in _other_values(run).items() if key.startswith(_MEASURING)]
     return found + _of_sources(run, ("evaluate",))
+
+
+def _shortened(run: Run, part: str, words: str) -> list[str]:
+    """That one part of a run had bfloat16 products, where the authors' had float32, TF32 or float16."""
+    used = (run.result.get("precision") or {}).get(part) or run.setting(_PRECISIONS.get(part, ""), "float32")
+    return [f"{words} in bfloat16"] if used == "bfloat16" else []
 
 
 def _attack_steps(run: Run) -> list[str]:

@@ -38,15 +38,14 @@ _ADAM = {"optimizer.learning_rate": 1e-4, "optimizer.b1": 0.0, "optimizer.b2": 0
 _TRAINED = {**_ADAM, "train.batch_size": 12, "validate.every_epochs": 1, "validate.images": 0}
 _CLASSIFIER = {
     **{**_TRAINED, "optimizer.name": "adam", "optimizer.momentum": 0.9, "validate.first_epoch": 0},
-    **{"matmul_precision": "highest", "align.weight": 0.1, "attack.step_size": 0.02, "attack.loss": "margin"},
+    **{"align.weight": 0.1, "attack.step_size": 0.02, "attack.loss": "margin"},
 }
 _VRGAN = {**_TRAINED, "vrgan.real": 1.0, "vrgan.generated": 0.01, "vrgan.fool": 0.3, "vrgan.small": 0.5}
 _GAN = {
     **{"optimizer.learning_rate": 2e-4, "optimizer.b1": 0.0, "optimizer.b2": 0.999, "train.batch_size": 50},
     **{"gan.width": 256, "gan.latent_dim": 128, "gan.d_steps": 4, "gan.feature_matching": 1.0, "gan.hinge": 0.05},
-    "gan.dtype": "float32",
 }
-_PROJECT = {"project.ema": False, "project.images": 0, "project.precision": "float32"}
+_PROJECT = {"project.ema": False, "project.images": 0}
 _PENALTY = {"squares32": (0.03, 0.2), "mnist": (1.5, 0.2), "cifar10": (0.03, 0.1)}  # and learning rate
 
 

@@ -4,7 +4,6 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -81,7 +80,8 @@ class ClassifierRun:
                 config.method,
                 delta_x=bound,
                 attack=self.subject.attack("linf") if config.method == "pgd" else None,
-                attack_dtype=jnp.dtype(config.attack.training_dtype),
+                attack_precision=config.precision.attack,
+                training_precision=config.precision.training,
                 mean=parallel.mean,
             )
             return method_step(state, batch, keys, settings)
@@ -123,6 +123,7 @@ class ClassifierRun:
             total=config.train.epochs * self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
             checkpoint_minutes=config.train.checkpoint_minutes,
+            batch_size=config.train.batch_size,
         )
         return best
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gradalign_jax import data, figures, gan, loop, parallel, summary, training, weights
 from gradalign_jax.data import pipeline
 from gradalign_jax.models import biggan
+from gradalign_jax.ops import precision
 from gradalign_jax.tasks import batches, testing
 from gradalign_jax.types import LogitsFn, Variables
 from gradalign_jax.workdir import RunError, Workdir
@@ -94,7 +95,7 @@ class GanRun:
             "channels": self.dataset.image_shape[-1],
             "width": config.gan.width,
         }
-        options = {**self.shape, "dtype": jnp.dtype(config.gan.dtype)}
+        options = {**self.shape, "dtype": precision.factors(config.precision.training)}
         latent = config.gan.latent_dim
         self.generator = biggan.create_generator(**options, latent_dim=latent, axis_name=parallel.AXIS)
         self.discriminator = biggan.create_discriminator(**options)
@@ -131,6 +132,7 @@ class GanRun:
             loss=gan.Loss(config.gan.feature_matching, config.gan.hinge),
             ema=gan.Average(config.gan.ema_decay, config.gan.ema_start),
             mean=parallel.mean,
+            products=config.precision.training,
         )
 
         def source(split, first):
@@ -173,6 +175,7 @@ class GanRun:
             total=config.gan.iterations,
             steps_per_epoch=config.gan.sample_every,
             checkpoint_minutes=config.train.checkpoint_minutes,
+            batch_size=config.train.batch_size,
         )
         return state
 
@@ -250,6 +253,7 @@ class GanRun:
             "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
             "versions": summary.versions(),
+            "precision": summary.precisions(self.config),
             "notes": self.notes,
             "config": config.to_dict(),
         }

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +13,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, paper, parallel, store, summary, weights
+from gradalign_jax import alignment, data, figures, memory, paper, parallel, store, summary, weights
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import projection
 from gradalign_jax.models import biggan, biggan_folded
+from gradalign_jax.ops import precision
 from gradalign_jax.tasks import batches, gan
 from gradalign_jax.types import Array, Estimate
 from gradalign_jax.workdir import RunError, Workdir
 
 _STORE, _GENERATOR = "store", "generator.safetensors"
-_CPU_BLOCK, _BLOCK = 16, 512  # pairs of a block where the config leaves it open
 _PICTURED = 10  # images in the picture, and no fewer than two a class
 
 
@@ -77,8 +77,8 @@ class ProjectRun:
         check_generator(config.project.generator, self.described, self.dataset)
         self.devices = parallel.devices(config.devices, 0)
         self.pairs = select(config, self.dataset)
-        self.block = config.project.block or (_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK)
-        self.store = store.claim(workdir.path / _STORE, self.identity())
+        self.block = config.project.block or memory.block("project", self.dataset.image_shape, self.devices)
+        self.precision = precision.resolve(config.precision.projection)
         self.traces = 0
 
     def identity(self) -> dict[str, Any]:
@@ -92,10 +92,15 @@ class ProjectRun:
             "generator": self.described["digest"],
             "rows": len(self.pairs.row),
             "shard": self.block,
-            "matmul_precision": self.config.matmul_precision,
-            **{name: settings[name] for name in ("steps", "learning_rate", "penalty", "eps", "precision")},
+            "precision": self.precision,
+            **{name: settings[name] for name in ("steps", "learning_rate", "penalty", "eps")},
             **{name: settings[name] for name in ("splits", "skip_own_class")},
         }
+
+    @cached_property
+    def store(self) -> store.Store:
+        """The store that this run fills, claimed when it is first asked for."""
+        return store.claim(self.workdir.path / _STORE, self.identity())
 
     def program(self):
         """The compiled projection of one block of pairs on every device; it is traced once."""
@@ -107,13 +112,15 @@ class ProjectRun:
         def block(folded, exact, images, row, target):
             self.traces += 1
             image = pipeline.to_float(images[row])
-            z = project(generate_fn(folded, size), image, target)
+            with precision.scope(self.precision):
+                z = project(generate_fn(folded, size), image, target)
             loss = projection.loss(generate_fn(exact, size), image, target, z)
             return z, loss
 
         # What searches may be in bfloat16; what it found is measured in float32.
         fold = partial(biggan_folded.fold, self.variables)
-        constants = parallel.replicate((fold(settings.precision), fold("float32"), images.image), self.devices)
+        searched = fold(precision.factors(self.precision))
+        constants = parallel.replicate((searched, fold(jnp.dtype("float32")), images.image), self.devices)
         return partial(parallel.pmap(block, self.devices), *constants)
 
     def calls(self, missing: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -124,9 +131,9 @@ class ProjectRun:
             pairs = filled[:, None] * self.block + np.arange(self.block)
             yield shards, np.minimum(pairs, len(self.pairs.row) - 1)
 
-    def project(self) -> None:
+    def project(self, missing: list[int]) -> None:
         """Makes the shards that the store lacks."""
-        missing, pairs, total = self.store.missing(), self.pairs, len(self.pairs.row)
+        pairs, total = self.pairs, len(self.pairs.row)
         if not missing:
             return
         todo = sum(min(self.block, total - shard * self.block) for shard in missing)
@@ -134,7 +141,9 @@ class ProjectRun:
         with tqdm(total=total, initial=total - todo, unit="pair", desc="projecting", dynamic_ncols=True) as bar:
 
             def finish(shards: list[int], result: tuple[Array, Array]) -> None:
-                for shard, z, loss in zip(shards, *jax.device_get(result), strict=False):
+                with memory.limited_by("config.project.block", self.block, self.devices[0]):
+                    found = jax.device_get(result)
+                for shard, z, loss in zip(shards, *found, strict=False):
                     at = slice(shard * self.block, min((shard + 1) * self.block, total))
                     row, count = pairs.row[at], at.stop - at.start
                     self.check_finite(z, shard)
@@ -144,7 +153,8 @@ class ProjectRun:
                     bar.set_postfix({"loss": f"{loss[:count].mean():.4f}"}, refresh=False)
 
             for shards, taken in self.calls(missing):
-                result = program(*parallel.split((pairs.row[taken], pairs.target[taken]), self.devices))
+                with memory.limited_by("config.project.block", self.block, self.devices[0]):
+                    result = program(*parallel.split((pairs.row[taken], pairs.target[taken]), self.devices))
                 if pending:  # the next call is on its way before the last one's latents are written
                     finish(*pending)
                 pending = shards, result
@@ -160,8 +170,9 @@ class ProjectRun:
 
     def run(self) -> dict[str, Any]:
         """Project, then look at what was found; returns the content of result.json."""
+        missing = self.store.missing()  # refuses another run's store before anything is written
         weights.write(self.workdir.path / _GENERATOR, self.variables, **self.described)
-        self.project()
+        self.project(missing)
         estimate = load_estimate(self.workdir.path, self.dataset)
         similarity = self.similarity(estimate)
         known = similarity is not None
@@ -179,6 +190,7 @@ class ProjectRun:
             "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
             "versions": summary.versions(),
+            "precision": summary.precisions(self.config),
             "notes": list(self.dataset.notes),
             "config": self.config.to_dict(),
         }

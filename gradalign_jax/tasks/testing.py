@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, measurements, models, parallel
+from gradalign_jax import alignment, data, figures, measurements, memory, models, parallel
 from gradalign_jax.attacks import cw, pgd, square
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation import Evaluation
@@ -67,20 +67,27 @@ class Subject(NamedTuple):
         attack = self.config.attack
         return pgd.make(norm, steps=attack.steps, loss=attack.loss, bounds=self.bounds)
 
-    def evaluation(self, split: data.Split, stream: int, norms: tuple[str, ...]) -> Evaluation:
-        """Measurements on a split."""
+    @property
+    def block(self) -> int:
+        """Images that a program measures at a time on each device, where the config leaves it open as memory allows."""
+        return self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
+
+    def evaluation(self, split: data.Split, stream: int, norms: tuple[str, ...], block: int = 0) -> Evaluation:
+        """Measurements on a split; `block` images at a time (0: `self.block`)."""
         queries = self.config.evaluate.square_queries
         return Evaluation(
             self.classifier,
             split,
             on=self.devices,
-            block=self.config.evaluate.block,
+            block=block or self.block,
             key=self.stream(stream),
             attacks={f"pgd_{norm}": self.attack(norm) for norm in norms},
             delta_x=self.measuring,
             loss=self.config.attack.loss,
             black_box=square.parts(queries, bounds=self.bounds) if queries else None,
             nearest=cw.make(iterations=self.config.evaluate.cw_iterations, bounds=self.bounds),
+            search=self.config.precision.evaluation,
+            queries=self.config.precision.square,
         )
 
 
@@ -127,8 +134,10 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
     """
     split = head(subject.split("test"), subject.config.evaluate.images)
     asked = plan(subject.config, by_class)
-    evaluation = subject.evaluation(split, TEST, ("linf", "l2"))
     copies, value = parallel.replicate(variables, subject.devices), workdir.remembered()
+    # Points are ranges of whole blocks: an evaluation that goes on, on another device say, keeps to its blocks.
+    block = value("block", None, 0, lambda: subject.block)
+    evaluation = subject.evaluation(split, TEST, ("linf", "l2"), block)
     with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
 
         def tick(queries: int, left: int) -> None:

@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, loop, models, paper, parallel, summary, training, weights
+from gradalign_jax import alignment, data, figures, loop, memory, models, paper, parallel, summary, training, weights
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import vrgan
 from gradalign_jax.evaluation import Evaluation
@@ -109,7 +109,12 @@ class VRGANRun:
         """The compiled training program, on all devices."""
         config, steps = self.config, self.steps_per_epoch
         step = vrgan.make_step(
-            self.generator, self.critic, self.optimizer, vrgan.Weights(**config.vrgan), parallel.mean
+            self.generator,
+            self.critic,
+            self.optimizer,
+            vrgan.Weights(**config.vrgan),
+            parallel.mean,
+            config.precision.training,
         )
 
         def counted(state: vrgan.VRGANState, batch, keys, settings):
@@ -152,6 +157,7 @@ class VRGANRun:
             total=config.train.epochs * self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
             checkpoint_minutes=config.train.checkpoint_minutes,
+            batch_size=config.train.batch_size,
         )
         return best
 
@@ -165,9 +171,10 @@ class VRGANRun:
 
     def measurement(self, name: str, stream: int):
         """measure(generator variables, critic variables), replicated -> arrays `[N]` of one split's images."""
-        split, exact, config = self.split(name, stream), self.dataset.delta_x, self.config
+        split, exact = self.split(name, stream), self.dataset.delta_x
+        block = self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
         evaluation = Evaluation(
-            self.critic, split, on=self.devices, block=config.evaluate.block, key=self.key, attacks={}, delta_x=None
+            self.critic, split, on=self.devices, block=block, key=self.key, attacks={}, delta_x=None
         )
 
         def measure(variables, batch):
@@ -244,6 +251,7 @@ class VRGANRun:
             "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
             "versions": summary.versions(),
+            "precision": summary.precisions(self.config),
             "notes": self.notes,
             "config": self.config.to_dict(),
         }

@@ -44,7 +44,7 @@ def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
 
 def closest_class(logits: Tensor, jacobian: Tensor, reference: Tensor) -> Tensor:
     """The class with the closest linearised boundary to `reference`, by signed distance."""
-    rows = torch.arange(len(logits))
+    rows = torch.arange(len(logits), device=logits.device)
     difference = (jacobian[rows, reference][:, None] - jacobian).flatten(2).norm(dim=2)
     distance = (logits[rows, reference][:, None] - logits) / difference
     distance[rows, reference] = torch.inf
@@ -66,7 +66,7 @@ def make_attack(
         model.eval()
         if start is None:
             noise = np.random.uniform(-epsilon, epsilon, tuple(image.shape))
-            start = (image + torch.from_numpy(noise).to(image.dtype)).clamp(*bounds)
+            start = (image + torch.from_numpy(noise).to(image)).clamp(*bounds)
         x = start
         for _ in range(steps):
             x = x.detach().requires_grad_(True)
@@ -137,7 +137,7 @@ def _multiclass_loss(logits: Tensor, image: Tensor, label: Tensor, delta_x, weig
 
 def _class_gradient(logits: Tensor, image: Tensor, plus: Tensor, minus: Tensor | None = None) -> Tensor:
     """Input gradient of Σ (logit_plus - logit_minus), with a graph."""
-    rows = torch.arange(len(logits))
+    rows = torch.arange(len(logits), device=logits.device)
     value = logits[rows, plus] - (logits[rows, minus] if minus is not None else 0)
     return torch.autograd.grad(value.sum(), image, create_graph=True, retain_graph=True)[0]
 

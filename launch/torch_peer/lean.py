@@ -26,23 +26,38 @@ def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
 
 
 def make_attack(
-    model: nn.Module, loss: str, epsilon: float, step_size: float, steps: int = 40, bounds=(-1.0, 1.0)
+    model: nn.Module,
+    loss: str,
+    epsilon: float,
+    step_size: float,
+    steps: int = 40,
+    bounds=(-1.0, 1.0),
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Attack:
-    """PGD in L∞ with a random start; loss "cross_entropy", or "margin" for a model with one score."""
+    """PGD in L∞ with a random start; loss "cross_entropy", or "margin" for a model with one score.
+
+    forward: the model compiled, whose backward pass has the gradients of all that asks for them: here the image alone.
+    """
+    compiled = forward is not None
+    forward = forward if compiled else model
 
     def attack(image: Tensor, label: Tensor, start: Tensor | None = None) -> Tensor:
         training = model.training
         model.eval()
+        if compiled:
+            model.requires_grad_(False)
         low, high = (image - epsilon).clamp(*bounds), (image + epsilon).clamp(*bounds)
         x = (image + torch.empty_like(image).uniform_(-epsilon, epsilon)) if start is None else start.clone()
         x = x.clamp_(*bounds).requires_grad_(True)
         away = (1 - 2 * label).to(image.dtype)
         for _ in range(steps):
-            output = model(x)
+            output = forward(x)
             value = output @ away if loss == "margin" else F.cross_entropy(output, label, reduction="sum")
             (gradient,) = torch.autograd.grad(value, x)
             with torch.no_grad():
                 x.add_(gradient.sign_(), alpha=step_size).clamp_(low, high)
+        if compiled:
+            model.requires_grad_(True)
         model.train(training)
         return x.detach()
 

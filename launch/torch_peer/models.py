@@ -85,8 +85,9 @@ class ResNet18(nn.Module):
             setattr(self, f"layer{stage}", nn.Sequential(first, second))
         self.fc = nn.Linear(512, outputs)
         # Kept in float64, so that a model in double precision is not left with constants rounded to float32.
-        self.mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(3, 1, 1)
-        self.std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(3, 1, 1)
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            constant = torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+            self.register_buffer(name, constant, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, 1 or 3, H, W] in [-1, 1] to logits [B, outputs]."""

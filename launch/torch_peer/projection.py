@@ -22,7 +22,7 @@ def project(
     loss is the mean over the batch. They project to one class at a time, which here is the caller's choice of `label`.
     """
     generator.eval().requires_grad_(not frozen)
-    z = torch.zeros(len(image), latent, dtype=image.dtype)
+    z = torch.zeros(len(image), latent, dtype=image.dtype, device=image.device)
     for phase, weight in enumerate((0.0, penalty)):
         z = z.detach().requires_grad_(True)
         adam = torch.optim.Adam([z], lr=learning_rate[phase])

@@ -1,7 +1,7 @@
-"""The forms that a convolution can take on a CPU, each a function of (window, image, kernel).
+"""The forms that a convolution can take, each a function of (window, image, kernel); all but `one_type` are a CPU's.
 
 All compute the same cross-correlation of images [B, H, W, I] with a kernel [kh, kw, I, O], in the precision of the
-kernel and with results in that of the images; `conv.py` chooses among them. Gradients of the kernel are in
+kernel and with results in that of the images; `convolution.py` chooses among them. Gradients of the kernel are in
 weight_gradients.py.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradalign_jax.models.linear import product
+from gradalign_jax.ops.matmul import product
 from gradalign_jax.types import Array
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -71,6 +71,16 @@ def plain(window: Window, x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(
         x, kernel, strides, window.pads, dimension_numbers=LAYOUT, preferred_element_type=out
     )
+
+
+def one_type(window: Window, x: Array, kernel: Array) -> Array:
+    """XLA's own convolution for a GPU or TPU: its result has the type of its factors, the kernel's.
+
+    With a float32 result of bfloat16 factors XLA would multiply in float32, outside a GPU's tensor cores.
+    """
+    strides = (window.stride, window.stride)
+    factors = x.astype(kernel.dtype), _prepared(kernel)
+    return lax.conv_general_dilated(*factors, strides, window.pads, dimension_numbers=LAYOUT).astype(x.dtype)
 
 
 def spare_row(window: Window, x: Array, kernel: Array) -> Array:
@@ -146,21 +156,37 @@ def input_gradient_winograd(window: Window, g: Array, kernel: Array) -> Array:
     return _rows_of_tiles(products, window.image[0])
 
 
-def input_gradient_plain(window: Window, g: Array, kernel: Array, transposed: bool) -> Array:
+def input_gradient_plain(window: Window, g: Array, kernel: Array) -> Array:
     """The input gradient as XLA's own convolution of the output gradients, dilated by the stride.
 
-    transposed: hand XLA the turned kernel transposed, which is twice as fast on a CPU (64 grey images). Left as it is,
-      XLA knows it on a GPU, and multiplies nothing by the zeros between.
+    The flipped kernel is transposed, which is twice as fast on a CPU (64 grey images).
     """
-    pads = []
-    for n, k, out, (low, _) in zip(window.image, window.kernel, window.output, window.pads, strict=True):
-        pads.append((k - 1 - low, n + low - 1 - window.stride * (out - 1)))
-    turned, strides = kernel[::-1, ::-1], (window.stride, window.stride)
-    turned, layout = (turned.swapaxes(2, 3), LAYOUT) if transposed else (turned, TRANSPOSED)
     return lax.conv_general_dilated(
-        *(g.astype(kernel.dtype), turned, (1, 1), pads),
-        **{"lhs_dilation": strides, "dimension_numbers": layout, "preferred_element_type": g.dtype},
+        *(g.astype(kernel.dtype), kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), pads_of_input_gradient(window)),
+        lhs_dilation=(window.stride, window.stride),
+        dimension_numbers=LAYOUT,
+        preferred_element_type=g.dtype,
     )
+
+
+def input_gradient_one_type(window: Window, g: Array, kernel: Array) -> Array:
+    """The input gradient for a GPU or TPU, as XLA recognises it: nothing is multiplied by the zeros of the dilation.
+
+    It does so where the kernel's flip stands at the convolution; without the barrier XLA moves it away.
+    """
+    flipped = lax.rev(_prepared(kernel), (0, 1))
+    result = lax.conv_general_dilated(
+        *(g.astype(kernel.dtype), flipped, (1, 1), pads_of_input_gradient(window)),
+        lhs_dilation=(window.stride, window.stride),
+        dimension_numbers=TRANSPOSED,
+    )
+    return result.astype(g.dtype)
+
+
+def pads_of_input_gradient(window: Window) -> list[tuple[int, int]]:
+    """The padding of output gradients that are dilated by the stride."""
+    sizes = zip(window.image, window.kernel, window.output, window.pads, strict=True)
+    return [(k - 1 - low, n + low - 1 - window.stride * (out - 1)) for n, k, out, (low, _) in sizes]
 
 
 def input_gradient_by_phase(window: Window, g: Array, kernel: Array, stride_one: Form) -> Array:

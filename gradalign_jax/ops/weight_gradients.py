@@ -1,18 +1,20 @@
-"""The forms of a convolution's weight gradient on a CPU, each a function of (window, images, output gradients).
+"""The forms of a convolution's weight gradient, each a function of (window, images, output gradients).
 
-All compute the gradient of the kernel [kh, kw, I, O], in the precision of the output gradients; `conv.py` chooses among
-them.
+All compute the gradient of the kernel `[kh, kw, I, O]`, in the type of the output gradients. `convolution.py` chooses
+among them on a CPU; a GPU or TPU has `one_type`.
 """
 
 from functools import partial
 from math import prod
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradalign_jax.models.lowering import (
+from gradalign_jax.ops.forms import (
     FROM_KERNEL,
+    LAYOUT,
     TILE,
     TO_OUTPUT,
     Form,
@@ -28,6 +30,17 @@ from gradalign_jax.models.lowering import (
 from gradalign_jax.types import Array
 
 _GROUP = 5 * 2**16  # floats of the images that one pass works on: with all that is made of them, what caches hold
+
+
+def one_type(window: Window, dtype: jnp.dtype, x: Array, g: Array) -> Array:
+    """XLA's own, for a GPU or TPU, with factors and product in `dtype`."""
+    kernel = jax.ShapeDtypeStruct((*window.kernel, x.shape[-1], g.shape[-1]), dtype)
+
+    def convolved(kernel: Array) -> Array:
+        strides = (window.stride, window.stride)
+        return lax.conv_general_dilated(x.astype(dtype), kernel, strides, window.pads, dimension_numbers=LAYOUT)
+
+    return jax.linear_transpose(convolved, kernel)(g.astype(dtype))[0].astype(g.dtype)
 
 
 def patches(window: Window, x: Array, g: Array, limit: float = 2**22) -> Array:
@@ -50,7 +63,7 @@ def few_outputs(window: Window, x: Array, g: Array) -> Array:
 
 
 def dense(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of the matrix of `lowering.dense`, summed over the places where each tap stands."""
+    """The gradient of the matrix of `forms.dense`, summed over the places where each tap stands."""
     taps = dense_taps(window)
     matrix = _flat_product(x.reshape(len(x), -1), g.reshape(len(g), -1))
     matrix = matrix.reshape(len(taps), x.shape[-1], len(taps[0]), g.shape[-1])
@@ -63,7 +76,7 @@ def dense(window: Window, x: Array, g: Array) -> Array:
 
 
 def winograd(window: Window, x: Array, g: Array) -> Array:
-    """The gradient of `lowering.winograd`'s kernel, by the same half of the products; the narrower side is patched."""
+    """The gradient of `forms.winograd`'s kernel, by the same half of the products; the narrower side is patched."""
     missing = -window.output[0] % TILE
     tiles = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
     tiles = [tiles[:, row::TILE] for row in range(TILE)]

@@ -1,27 +1,33 @@
 """Linear layers whose weights are constants: prepared once, differentiable in their input alone.
 
-The projection onto a generator's images runs the same weights hundreds of times, so each layer is turned beforehand
-into what its forms multiply with, and into the same for its input gradient. On a CPU those are
+The projection onto a generator's images runs the same weights hundreds of times, an attack tens of times, so each layer
+is stored beforehand as its products need it, and as those of its input gradient do. On a CPU the generator's layers are
 
     3x3 convolution                16 products for 4 pixels, not 36 (Winograd's F(2, 3) along rows and columns)
     doubling, then 3x3             9 products for 4 pixels, not 36
     few outputs                    one product for all taps, then sums of shifted images
 
-each exact up to float32 rounding (1e-6 of the largest value). Elsewhere they are plain convolutions, after a doubling
-four of 2x2 at low resolution.
+each exact up to float32 rounding (1e-6 of the largest value). On a GPU or TPU they are plain convolutions whose results
+have the type of their factors, after a doubling four of 2x2 at low resolution. Kernels are stored there as
+`[O, kh, kw, I]`, the layout that a GPU's convolutions of bfloat16 images read.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import Partial
 
-from gradalign_jax.models.conv import conv
+from gradalign_jax.ops import convolution, forms, platform
+from gradalign_jax.ops.forms import Pads, Window
 from gradalign_jax.types import Array
 
+_LAYOUT = ("NHWC", "OHWI", "NHWC")
+_TRANSPOSED = ("NHWC", "IHWO", "NHWC")
 # Winograd's F(2, 3): two outputs of a three-tap filter from three sums and four products (arXiv:1509.09308).
 _FROM_IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
 _FROM_KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
@@ -51,32 +57,97 @@ def apply(layer: Frozen, x: Array) -> Array:
 apply.defvjp(lambda layer, x: (layer.forward(x), layer), lambda layer, g: (None, layer.backward(g)))
 
 
+class Kernel(NamedTuple):
+    """A convolution's constant kernel; on a CPU `forward` alone, as `[kh, kw, I, O]`.
+
+    forward: `[O, kh, kw, I]`. backward: the flipped kernel `[I, kh, kw, O]`; None for more than 1x1 taps with a stride,
+    whose input gradient XLA computes from `forward`.
+    """
+
+    forward: Array
+    backward: Array | None
+
+
+def kernel(values: Array, dtype: jnp.dtype, stride: int = 1) -> Kernel:
+    """Prepare a kernel `[kh, kw, I, O]` for `conv` with factors of type `dtype`."""
+    values = values.astype(dtype)
+    if platform.is_cpu():
+        return Kernel(values, None)
+    flipped = values[::-1, ::-1].transpose(2, 0, 1, 3) if stride == 1 or values.shape[:2] == (1, 1) else None
+    return Kernel(values.transpose(3, 0, 1, 2), flipped)
+
+
+def conv(x: Array, kernel: Kernel, stride: int = 1, padding: int | Pads = 0) -> Array:
+    """Return `convolution.conv` of images `[B, H, W, I]` with a prepared kernel; no gradient reaches the kernel."""
+    shape = kernel.forward.shape if platform.is_cpu() else [kernel.forward.shape[axis] for axis in (1, 2, 3, 0)]
+    return _conv(convolution.window_of(x.shape, shape, stride, padding), x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(window: Window, x: Array, kernel: Kernel) -> Array:
+    if platform.is_cpu():
+        return convolution.conv(x, kernel.forward, window.stride, window.pads)
+    return _plain(kernel.forward, x, window.stride, window.pads)
+
+
+def _conv_backward(window: Window, kernel: Kernel, g: Array) -> tuple[Array, None]:
+    if platform.is_cpu():
+        return convolution.input_gradient(window, g, kernel.forward), None
+    if kernel.backward is not None and window.stride == 1:
+        return _plain(kernel.backward, g, pads=forms.turned_window(window).pads), None
+    if kernel.backward is not None:  # of 1x1: what lies between the strides has no gradient
+        found = _plain(kernel.backward, g, pads=((0, 0), (0, 0)))
+        spread = [
+            (0, n - 1 - window.stride * (m - 1), window.stride - 1)
+            for n, m in zip(window.image, window.output, strict=True)
+        ]
+        return lax.pad(found, jnp.zeros((), found.dtype), ((0, 0, 0), *spread, (0, 0, 0))), None
+    # The flip stands at the convolution, where XLA recognises an input gradient and does neither flip nor dilate.
+    flipped = lax.rev(lax.optimization_barrier(kernel.forward), (1, 2))
+    result = lax.conv_general_dilated(
+        *(g.astype(flipped.dtype), flipped, (1, 1), forms.pads_of_input_gradient(window)),
+        lhs_dilation=(window.stride, window.stride),
+        dimension_numbers=_TRANSPOSED,
+    )
+    return result.astype(g.dtype), None
+
+
+_conv.defvjp(lambda window, x, kernel: (_conv(window, x, kernel), kernel), _conv_backward)
+
+
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """Return max(x, 0). Its gradient reads the result alone, so that a convolution can end in bias, sum and ReLU."""
+    return jnp.maximum(x, 0)
+
+
+# "y == 0" and not "y > 0", which XLA would simplify to a question about x and so keep x.
+relu.defvjp(lambda x: (jnp.maximum(x, 0),) * 2, lambda y, g: (jnp.where(y == 0, 0, g),))
+
+
 def dense(matrix: np.ndarray, dtype: jnp.dtype = jnp.float32) -> Frozen:
     """x `[..., I]` -> x @ matrix `[I, O]`."""
     return Frozen(_bind(_product, matrix, dtype), _bind(_product, matrix.T, dtype))
 
 
-def conv3x3(kernel: np.ndarray, dtype: jnp.dtype = jnp.float32, backend: str | None = None) -> Frozen:
-    """x `[B, H, W, I]` -> the cross-correlation with kernel `[3, 3, I, O]`, zero padded by 1; H and W are even.
-
-    backend: the platform to prepare for, by default the one that JAX runs on.
-    """
+def conv3x3(kernel: np.ndarray, dtype: jnp.dtype = jnp.float32) -> Frozen:
+    """x `[B, H, W, I]` -> the cross-correlation with kernel `[3, 3, I, O]`, zero padded by 1; H and W are even."""
     inputs, outputs = kernel.shape[2:]
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    if (backend or jax.default_backend()) != "cpu":
-        return Frozen(_bind(_plain, kernel, dtype), _bind(_plain, turned, dtype))
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    if not platform.is_cpu():
+        return Frozen(*(_bind(_plain, each.transpose(3, 0, 1, 2), dtype) for each in (kernel, flipped)))
     if outputs < _FEW:
         taps = kernel.transpose(2, 0, 1, 3).reshape(inputs, -1)
-        return Frozen(_bind(_few_outputs, taps, dtype), _bind(_few_inputs, turned.reshape(-1, inputs), dtype))
-    parts = [_spread(kernel, _FROM_KERNEL, _FROM_KERNEL) for kernel in (kernel, turned)]
+        return Frozen(_bind(_few_outputs, taps, dtype), _bind(_few_inputs, flipped.reshape(-1, inputs), dtype))
+    parts = [_spread(kernel, _FROM_KERNEL, _FROM_KERNEL) for kernel in (kernel, flipped)]
     return Frozen(*(_bind(_winograd, part, dtype) for part in parts))
 
 
-def doubling_conv3x3(kernel: np.ndarray, dtype: jnp.dtype = jnp.float32, backend: str | None = None) -> Frozen:
+def doubling_conv3x3(kernel: np.ndarray, dtype: jnp.dtype = jnp.float32) -> Frozen:
     """x `[B, H, W, I]` -> each pixel four times, then `conv3x3`: `[B, 2H, 2W, O]`."""
-    if (backend or jax.default_backend()) != "cpu":
-        taps = np.einsum("par,qbs,rsio->pqabio", _PHASES, _PHASES, kernel)
-        strided = _spread(kernel.swapaxes(2, 3), _STRIDED, _STRIDED)
+    if not platform.is_cpu():
+        taps = np.einsum("par,qbs,rsio->pqoabi", _PHASES, _PHASES, kernel)
+        strided = _spread(kernel.swapaxes(2, 3), _STRIDED, _STRIDED).transpose(3, 0, 1, 2)
         return Frozen(_bind(_by_phase, taps, dtype), _bind(_strided, strided, dtype))
     taps = _spread(kernel, _FROM_STEPS, _FROM_STEPS)
     # On pixels, on differences of columns, of rows, and of both.
@@ -98,17 +169,19 @@ def _product(matrix: Array, x: Array) -> Array:
     return jnp.matmul(x.astype(matrix.dtype), matrix, preferred_element_type=x.dtype)
 
 
-def _plain(kernel: Array, x: Array) -> Array:
-    return conv(x, kernel, padding=1)
+def _plain(kernel: Array, x: Array, stride: int = 1, pads: Pads = ((1, 1), (1, 1))) -> Array:
+    factor, strides = x.astype(kernel.dtype), (stride, stride)
+    return lax.conv_general_dilated(factor, kernel, strides, pads, dimension_numbers=_LAYOUT).astype(x.dtype)
 
 
 def _by_phase(kernels: Array, x: Array) -> Array:
     pads = ((1, 0), (0, 1))
-    return _interleave([[conv(x, kernels[a, b], padding=(pads[a], pads[b])) for b in range(2)] for a in range(2)])
+    phases = [[_plain(kernels[a, b], x, pads=(pads[a], pads[b])) for b in range(2)] for a in range(2)]
+    return _interleave(phases)
 
 
 def _strided(kernel: Array, g: Array) -> Array:
-    return conv(g, kernel, stride=2, padding=1)
+    return _plain(kernel, g, stride=2)
 
 
 def _combine(weights: Sequence[float], arrays: Sequence[Array]) -> Array:

@@ -6,7 +6,7 @@ stride 2, with 16 products for 4 pixels of the larger image instead of 36, and t
 
 import jax.numpy as jnp
 
-from gradalign_jax.models.conv import conv, conv_transpose
+from gradalign_jax.ops.convolution import conv, conv_transpose
 from gradalign_jax.types import Array
 
 

@@ -1,0 +1,43 @@
+"""The precision policy, read from the programs that a run would compile for a GPU and for a TPU (no device needed)."""
+
+import jax
+import pytest
+
+from gradalign_jax.ops import platform
+from launch import policy, programs
+
+
+@pytest.fixture(autouse=True)
+def reported_precision():
+    with jax.default_matmul_precision("highest"):  # as main sets it
+        yield
+
+
+def lowered(name, kind, lowering, **changes):
+    with platform.target(kind):
+        program = programs.PROGRAMS[name](jax.local_devices()[:1], **changes)
+        return program.traced.lower(lowering_platforms=(lowering,)).compiler_ir("stablehlo")
+
+
+@pytest.mark.parametrize("kind, lowering", [("gpu", "cuda"), ("tpu", "tpu")])
+@pytest.mark.parametrize("name", policy.RULES)
+def test_programs_keep_the_policy(name, kind, lowering):
+    assert policy.violations(name, policy.products(lowered(name, kind, lowering))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "line"),
+    [
+        ("mnist_pgd", {"precision.attack": "tf32"}, "a search convolves f32 x f32 -> f32"),
+        ("cifar_evaluate", {"precision.evaluation": "float32"}, "at loop depth 1 has the highest precision"),
+        ("mnist_pgd", {"matmul_precision": "highest"}, "at loop depth 1 has the highest precision"),
+    ],
+)
+def test_a_program_that_breaks_it_is_found(name, changes, line):
+    assert line in " ".join(policy.violations(name, policy.products(lowered(name, "gpu", "cuda", **changes))))
+
+
+def test_a_kernel_that_is_prepared_in_the_loop_is_found():
+    """The program of a CPU, lowered for a GPU: its kernels are flipped in every iteration."""
+    found = policy.products(lowered("cifar_pgd", "cpu", "cuda"))
+    assert any("a search" in line for line in policy.violations("cifar_pgd", found))

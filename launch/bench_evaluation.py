@@ -39,9 +39,9 @@ class Case:
         attack = pgd.make("linf", steps=self.attack_steps, loss=self.experiment.attack_loss)
 
         def program(variables, keys, image, label, epsilon, step_size):
-            model = evaluation.Reported(self.experiment.classifier, variables, self.search)
+            model = evaluation.Reported(self.experiment.classifier, variables)
             with precision.scope(self.search):
-                found = attack(model.searched(), keys, image, label, epsilon, step_size)
+                found = attack(model.searched(self.search), keys, image, label, epsilon, step_size)
             return evaluation.predicted(model(found))
 
         sizes = np.float32(self.experiment.epsilon), np.float32(self.experiment.step_size)
@@ -53,9 +53,9 @@ class Case:
         parts = square.parts(5000)
 
         def program(variables, keys, image, label, epsilon, state, first, last):
-            model = evaluation.Reported(self.experiment.classifier, variables, self.search)
+            model = evaluation.Reported(self.experiment.classifier, variables)
             with precision.scope(self.search):
-                state = parts.search(model.searched(), keys, image, label, epsilon, state, first, last)
+                state = parts.search(model.searched(self.search), keys, image, label, epsilon, state, first, last)
             return parts.decide(model, image, label, epsilon, state)
 
         image, count = self.batch.image, len(self.label)

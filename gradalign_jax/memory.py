@@ -71,9 +71,8 @@ def fitting(size: int, message: str, limit: int | None) -> int:
     What a program takes grows with its size, so a share of it fits into the same share of the bytes. Where message or
     device do not tell bytes, half of the size.
     """
-    asked = [float(n) for n in re.findall(r"allocat\w+ (\d+) ?bytes", message)]
-    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    asked += [float(n) * units[unit] for n, unit in re.findall(r"allocat\w+ ([\d.]+)\s?([KMG]iB)", message)]
+    units = {"b": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    asked = [float(n) * units[unit] for n, unit in re.findall(r"allocat\D{1,20}([\d.]+) ?(b|B|[KMG]iB)", message)]
     half = size // 2
     if not asked or not limit:
         return half

@@ -1,7 +1,7 @@
 """Shows the programs that a GPU or a TPU runs, on a machine that has neither.
 
     python launch/compile_report.py --stablehlo                        # needs nothing but the package
-    pip install -e ".[h100]" && python launch/compile_report.py --target=h100 cifar_pgd
+    pip install -e ".[cuda]" && python launch/compile_report.py --target=h100 cifar_pgd
     pip install -e ".[tpu]" && python launch/compile_report.py --target=v5e --output=v5e cifar_project
 
 --stablehlo lowers each program for "cuda" and for "tpu", prints its products by type and precision, and exits with 1

@@ -49,7 +49,8 @@ RULES = {
     "cifar_square": Rule(1, report=True, dtype="f32"),  # TF32
     "cifar_gan": Rule(None),
     "cifar_gan_bfloat16": Rule(0, prepared=False),  # its kernels change in every step
-    "cifar_project": Rule(1, report=True),
+    "cifar_project": Rule(1, report=True, dtype="f32"),  # TF32
+    "cifar_project_bfloat16": Rule(1, report=True),
     "squares_vrgan": Rule(None),
     "mnist_pgd": Rule(2),
     "mnist_align": Rule(None),

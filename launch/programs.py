@@ -189,8 +189,6 @@ def train_vrgan(on: Sequence[jax.Device], name: str, macs: float = 0, length: in
 
 
 _CIFAR = 0.5554e9  # ResNet-18 with the 3x3 stem, one image forward
-# What an align step needs of one image: forward, 10 rows of the Jacobian, one more gradient, and the backward pass
-# through both (2 and 4 forward passes' worth).
 PROGRAMS: dict[str, Callable[..., Program]] = {
     "cifar_baseline": lambda on, **k: train(on, "cifar10", "baseline", 3 * _CIFAR, **k),
     "cifar_pgd": lambda on, **k: train(on, "cifar10", "pgd", 83 * _CIFAR, **k),
@@ -201,6 +199,9 @@ PROGRAMS: dict[str, Callable[..., Program]] = {
     "cifar_gan": lambda on, **k: train_gan(on, "cifar10", 0, **k),
     "cifar_gan_bfloat16": lambda on, **k: train_gan(on, "cifar10", 0, **{"precision.training": "bfloat16", **k}),
     "cifar_project": lambda on, **k: project(on, "cifar10", 2 * 1.1745e9, **k),
+    "cifar_project_bfloat16": lambda on, **k: project(
+        on, "cifar10", 2 * 1.1745e9, **{"precision.projection": "bfloat16", **k}
+    ),
     "squares_vrgan": lambda on, **k: train_vrgan(on, "squares", 0, **k),
     "mnist_pgd": lambda on, **k: train(on, "mnist", "pgd", 0, **k),
     "mnist_align": lambda on, **k: train(on, "mnist", "align", 0, **k),

@@ -126,8 +126,7 @@ def test_taps_that_all_see_padding_give_zeros():
     x, kernel = arrays((2, 19), 2, 3, 4, batch=1)
     pads = ((3, 0), (3, 3))
     ours, theirs = (
-        gradients(f, x, kernel)[0]
-        for f in (lambda x, w: conv(x, w, 2, pads), lambda x, w: reference(x, w, 2, pads))
+        gradients(f, x, kernel)[0] for f in (lambda x, w: conv(x, w, 2, pads), lambda x, w: reference(x, w, 2, pads))
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradalign_jax import models, weights
-from gradalign_jax.models import pretrained, resnet, stem
+from gradalign_jax.models import mlp, pretrained, resnet, resnet_folded, stem
+from gradalign_jax.ops import platform
 
 KEY = jax.random.key(0)
 SIZES = [
@@ -223,3 +224,45 @@ def test_the_hub_is_an_extra(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r'pip install "gradalign_jax\[hub\]"'):
         pretrained.load("hf:owner/name", small[0])
+
+
+SEARCHED = {
+    "mlp": (mlp.create(hidden=(32, 24)), (4, 500)),
+    "cifar": (resnet.create(10, stem="cifar", frozen_norm=False), (2, 16, 16, 3)),
+    "grey": (resnet.create(10, channels=1), (2, 28, 28, 1)),
+    "binary": (resnet.create(2, binary=True, channels=1, input_mapping="raw"), (2, 16, 16, 1)),
+}
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_what_a_search_sees_is_the_network(kind, name):
+    """Folded and prepared, it has the same logits and, in bfloat16, nearly the same gradients."""
+    model, shape = SEARCHED[kind]
+    rng = np.random.default_rng(0)
+
+    def lively(path, leaf):
+        low, high = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.5)}.get(path[-1].key, (None, None))
+        return leaf * 1.5 if low is None else jnp.asarray(rng.uniform(low, high, leaf.shape), jnp.float32)
+
+    variables = jax.tree_util.tree_map_with_path(lively, model.init(jax.random.key(0)))
+    image = jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+    expected, pull_back = jax.vjp(lambda x: model.apply(variables, x)[0], image)
+    cotangent = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    gradient = pull_back(cotangent)[0]
+    with platform.target(name):
+        logits = jax.jit(lambda x: model.searched(variables, jnp.dtype("float32"))(x))(image)
+        ours = jax.jit(lambda x: jax.vjp(model.searched(variables, jnp.dtype("bfloat16")), x)[1](cotangent)[0])(image)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    assert ours.dtype == jnp.float32
+    assert np.sum(ours * gradient) / np.linalg.norm(ours) / np.linalg.norm(gradient) > 0.9
+
+
+def test_a_bfloat16_stem_sees_what_bfloat16_cannot_hold():
+    """The image enters in two parts, so that a step of 0.001 on top of 0.898 is not lost."""
+    image = jnp.full((1, 2, 2, 1), 0.8984375)
+    channels = [jax.jit(partial(resnet_folded.channels_of, dtype=jnp.bfloat16))(x) for x in (image, image + 1e-3)]
+    assert channels[0].dtype == jnp.bfloat16
+    whole = [np.asarray(c, np.float32)[..., :2].sum(-1) for c in channels]
+    assert (image.astype(jnp.bfloat16) == (image + 1e-3).astype(jnp.bfloat16)).all()
+    np.testing.assert_allclose(whole[1] - whole[0], 1e-3, rtol=0.02)

@@ -258,3 +258,19 @@ def test_a_large_set_does_not_depend_on_devices():
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(ValueError, match="queries must lie in"):
         square.make(**arguments)
+
+
+def test_what_counts_decides_whom_a_search_fooled():
+    """A search with other logits: only those stay fooled who are by the logits that count, the rest go on."""
+    pieces = square.parts(50)
+    image, label = jnp.zeros((3, 4, 4, 1)), jnp.zeros(3, jnp.int32)
+    sign = jnp.asarray(np.array([1, 1, -1]).reshape(3, 1, 1, 1) * np.ones((3, 4, 4, 1)), jnp.int8)
+    state = square.State(sign, jnp.array([-0.1, 0.2, 0.3]), jnp.full(3, 7))
+
+    def logits_fn(x):  # margin logit_0 - logit_1 = 0.5 - the pixels' mean
+        return jnp.stack([0.5 - x.mean((1, 2, 3)), jnp.zeros(len(x))], -1)
+
+    decided = pieces.decide(logits_fn, image, label, jnp.array([0.25, 0.75, 0.25]), state)
+    # Fooled by the search alone: goes on. Fooled by what counts alone: is fooled. By neither: keeps its margin.
+    np.testing.assert_allclose(decided.margin, [0.25, -0.25, 0.3])
+    np.testing.assert_array_equal(decided.sign, sign)

@@ -97,17 +97,17 @@ def _stem(kernel: Array, bias: Array, channels: int, stem: str, input_mapping: s
     seen = seen if channels == 3 else seen.sum(2, keepdims=True)
     parts = [seen] * (2 if dtype == jnp.bfloat16 else 1)
     whole = jnp.concatenate([*parts, (kernel * shift[:, None]).sum(2, keepdims=True)], axis=2)
-    # Of the image's channels, for the gradient, and of all that `_channels` makes of them.
+    # Of the image's channels, for the gradient, and of all that `channels_of` makes of them.
     kernels, bias = [frozen.kernel(each, factors, stride) for each in (seen, whole)], bias.astype(dtype)
     return lambda image: _see(stride, padding, dtype, image, *kernels) + bias
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _see(stride: int, padding: int, dtype: jnp.dtype, image: Array, seen: frozen.Kernel, whole: frozen.Kernel) -> Array:
-    return frozen.conv(_channels(image, dtype), whole, stride, padding)
+    return frozen.conv(channels_of(image, dtype), whole, stride, padding)
 
 
-def _channels(image: Array, dtype: jnp.dtype) -> Array:
+def channels_of(image: Array, dtype: jnp.dtype) -> Array:
     """The image in `dtype` and a channel of ones; in bfloat16 what is lost of the image follows it as channels."""
     ones = jnp.ones((*image.shape[:-1], 1), image.dtype)
     if dtype != jnp.bfloat16:

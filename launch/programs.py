@@ -128,7 +128,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
     """One block of an evaluation: `measure` is pgd_linf, pgd_l2, square, alignment or clean."""
     steps = 10 if measure == "square" else 1
     with parallel.rehearsal(on) as caught:
-        run = _run(name, "pgd", {"evaluate.square_queries": 5000, **changes})
+        run = _run(name, "pgd", {"evaluate.square_queries": 5000, "evaluate.block": 100, **changes})
         evaluation = run.subject.evaluation(run.dataset.splits["test"], testing.TEST, ("linf", "l2"))
         variables, one = _state(run).variables, range(len(on) * evaluation.block)
         if measure == "alignment":
@@ -144,7 +144,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
 
 def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any) -> Program:
     """The projection of one block of pairs; a step is one of Adam."""
-    config, dataset = _config(name, "project", changes), _dataset(name)
+    config, dataset = _config(name, "project", {"project.block": 512, **changes}), _dataset(name)
     shape = {"num_classes": dataset.num_classes, "channels": dataset.image_shape[-1], "width": 256, "latent_dim": 128}
     described = {**shape, "dataset": name, "image_size": dataset.image_shape[0], "digest": ""}
     variables = _generator(dataset.num_classes, dataset.image_shape[-1])

@@ -8,6 +8,7 @@ import pytest
 
 from gradalign_jax import alignment
 from gradalign_jax.deltax import exact
+from gradalign_jax.ops import platform
 
 CLASSES, SIZE = 5, 7
 
@@ -216,3 +217,22 @@ def test_measure_costs_one_forward_and_k_backward_passes():
     weights = jnp.ones((SIZE, CLASSES)) * jnp.arange(1.0, CLASSES + 1)
     jax.jit(lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int)))(image)
     assert passes == {"forward": 1, "backward": CLASSES}
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_the_jacobian_is_the_same_in_every_platforms_form(classes):
+    """All rows at once on a GPU, one by one on a CPU, unrolled or in a loop."""
+    key = jax.random.key(0)
+    weights = jax.random.normal(key, (6, classes))
+    image = jax.random.normal(jax.random.fold_in(key, 1), (4, 6))
+
+    def logits_fn(x):
+        return jnp.tanh(x) @ weights
+
+    found = []
+    for name in ("cpu", "gpu", "tpu"):
+        with platform.target(name):
+            found.append(alignment.input_jacobian(logits_fn, image)[1])
+    expected = jax.vmap(jax.jacrev(lambda x: logits_fn(x[None])[0]))(image)
+    for jacobian in found:
+        np.testing.assert_allclose(jacobian, expected, rtol=1e-5, atol=1e-6)

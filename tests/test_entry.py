@@ -197,3 +197,14 @@ def test_imports_point_one_way():
 def test_only_parallel_names_pmap():
     for file in (ROOT / "gradalign_jax").rglob("*.py"):
         assert ("jax.pmap" in file.read_text()) == (file.name == "parallel.py"), file
+
+
+@pytest.mark.parametrize("task", ["pgd", "evaluate", "gan", "project"])
+def test_one_switch_makes_every_product_float32(task):
+    config = cifar10.get_config(task)
+    assert "float32" not in config.precision.values()  # the policy of configs/common.py
+    settings.resolve(config)
+    assert "float32" not in config.precision.values()
+    config.matmul_precision = "highest"
+    settings.resolve(config)
+    assert set(config.precision.values()) == {"float32"}

@@ -11,6 +11,7 @@ from launch import policy, programs
 def reported_precision():
     with jax.default_matmul_precision("highest"):  # as main sets it
         yield
+    jax.clear_caches()  # programs at the paper's sizes take much memory
 
 
 def lowered(name, kind, lowering, **changes):

@@ -15,11 +15,11 @@ METHODS = ("baseline", "align", "pgd")  # of training a classifier
 MULTICLASS = (*METHODS, "evaluate")
 DIRECT = (*MULTICLASS, "vrgan")  # of a data set whose Δx a VR-GAN can draw
 
-# The precision of every product that is not reported, and the tasks that have it.
+# The precision of the products that search or train, and the tasks that use them.
 PRECISION = {
-    "training": "tf32",  # whatever trains parameters (gan: or bfloat16)
+    "training": "tf32",  # whatever trains parameters; a GAN also accepts bfloat16
     "attack": "bfloat16",  # the attack of pgd training
-    "evaluation": "auto",  # the inner steps of PGD in validation and test
+    "evaluation": "auto",  # PGD's steps in validation and test
     "square": "tf32",  # Square Attack's queries: bfloat16 hides the small gains that it lives on (launch/README.md)
     "projection": "tf32",  # the search for latents; the authors' had float16 factors, which round alike
 }
@@ -210,7 +210,9 @@ def project(dataset: str, penalty: float, learning_rate: float, batch: int, smok
     config.project.learning_rate = (learning_rate, learning_rate)
     config.project.penalty = penalty  # λ_Regz (Eq. 15)
     config.project.eps = 1e-8 * batch  # Adam's ε for the loss of one pair; 1e-8 for a mean over the authors' batch
-    config.project.block = 0  # pairs per device and program, and of a stored shard; 0: as evaluate.block, 16 on a CPU
+    config.project.block = (
+        0  # pairs per device and program, and of a stored shard; 0: 16 on a CPU, else as many as memory allows
+    )
     if smoke:
         config.data.limit = 512
         config.project.splits = ("train", "test")

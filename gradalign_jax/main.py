@@ -50,6 +50,8 @@ def _explain(error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     """What stopped a run, in one line; of what the package did not foresee, also where to look."""
     line = (str(error) or type(error).__name__).splitlines()[0]
+    if "RESOURCE_EXHAUSTED" in line:  # outside the programs that name a value themselves (memory.py)
+        return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
     foreseen = type(error).__module__.startswith("gradalign_jax")
     return line if foreseen else f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
 

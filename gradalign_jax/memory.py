@@ -1,4 +1,4 @@
-"""How many images a program takes at a time where the config leaves it open, and what to do where memory ends."""
+"""How many images a program takes at a time where the config leaves it open, and what to do when memory runs out."""
 
 import math
 import re
@@ -22,7 +22,7 @@ _SHARE = 0.6  # of the memory; data, weights and fragmentation take the rest
 def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
     """Return how many images ("evaluate") or pairs ("project") a program takes at a time on each device.
 
-    shape: of one image. A device that does not tell its memory (a CPU) gets what is fastest there.
+    shape: of one image. A device that does not report its memory (a CPU) gets what is fastest there.
     """
     limit = capacity(on[0])
     if platform.is_cpu() or limit is None:
@@ -35,7 +35,7 @@ def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
 
 
 def capacity(device: jax.Device) -> int | None:
-    """Return the bytes that programs may take on a device; None where it does not tell."""
+    """Return the bytes that programs may take on a device; None where it does not report them."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 

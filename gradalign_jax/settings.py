@@ -274,7 +274,7 @@ def check(config: ConfigDict) -> None:
 
 
 def resolve(config: ConfigDict) -> None:
-    """Carry `matmul_precision=highest` out: every precision of the config becomes float32."""
+    """Apply `matmul_precision=highest`: every precision of the config becomes float32."""
     if config.matmul_precision == "highest":
         for part in config.precision:
             config.precision[part] = "float32"

@@ -25,7 +25,7 @@ from absl import logging
 
 KEEP = 2
 # Keys that change where, how fast or how visibly a run goes, but not what it computes.
-FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "train.checkpoint_minutes")
+FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "train.checkpoint_minutes", "evaluate.block")
 
 
 class RunError(ValueError):

@@ -31,6 +31,7 @@ class Rule(NamedTuple):
     """Where a program searches and where it reports.
 
     search: from this depth of loops on it searches: convolutions of one type alone, of prepared kernels.
+    factors: the type of all factors in a search, where it is one.
     report: whether products outside all loops are reported, with the highest precision; nothing else may have it.
     """
 
@@ -38,11 +39,13 @@ class Rule(NamedTuple):
     report: bool = False
     prepared: bool = True
     dtype: str = "bf16"
+    factors: str | None = None
 
 
 # A training program is a loop over steps, with an attack's loop inside; a projection's is a loop over two phases.
 RULES = {
     "cifar_baseline": Rule(None),
+    "cifar_alignment": Rule(None, report=True),
     "cifar_pgd": Rule(2),
     "cifar_align": Rule(None),
     "cifar_evaluate": Rule(1, report=True),
@@ -54,7 +57,7 @@ RULES = {
     "squares_vrgan": Rule(None),
     "mnist_pgd": Rule(2),
     "mnist_align": Rule(None),
-    "spheres_pgd": Rule(2),
+    "spheres_pgd": Rule(2, factors="bf16"),
 }
 
 
@@ -105,6 +108,8 @@ def violations(name: str, found: list[Product]) -> list[str]:
         searching = rule.search is not None and product.depth >= rule.search
         if searching and product.kind == "convolution" and set(product.types) != {rule.dtype}:
             lines.append(f"a search convolves {' x '.join(product.types[:2])} -> {product.types[2]}")
+        if searching and rule.factors and {*product.types[:2]} != {rule.factors}:
+            lines.append(f"a search multiplies {' x '.join(product.types[:2])}")
         if searching and rule.prepared and not product.prepared:
             lines.append("a search converts, transposes or flips a kernel in its loop")
         highest = product.precision == "HIGHEST"

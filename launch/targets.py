@@ -69,8 +69,8 @@ class Target(NamedTuple):
 
 # XLA's default level takes minutes a program for a TPU; the lowest is enough for types, operations and memory.
 _FAST = {"optimization_level": "O0"}
-# H100: measured product rates of bfloat16 and TF32, float32 likewise. TPUs: the published peaks of bfloat16; a float32
-# product is three passes, or six at the highest precision.
+# H100: product rates measured on one card (another one gave 654 and 342 for bfloat16 and TF32). TPUs: the published
+# peaks of bfloat16; a float32 product is three passes, or six at the highest precision.
 TARGETS = {
     "h100": Target("gpu", _H100, 80e9, 3.35e12, 792e12, 405e12, 52e12),
     "v4": Target("tpu", "v4:2x2x1", 32e9, 1.228e12, 275e12, 92e12, 46e12, _FAST),

@@ -20,6 +20,10 @@ def lowered(name, kind, lowering, **changes):
         return program.traced.lower(lowering_platforms=(lowering,)).compiler_ir("stablehlo")
 
 
+def test_every_program_has_its_rule():
+    assert policy.RULES.keys() == programs.PROGRAMS.keys()
+
+
 @pytest.mark.parametrize("kind, lowering", [("gpu", "cuda"), ("tpu", "tpu")])
 @pytest.mark.parametrize("name", policy.RULES)
 def test_programs_keep_the_policy(name, kind, lowering):

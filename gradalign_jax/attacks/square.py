@@ -21,7 +21,8 @@ from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
 # The share of pixels in a window halves after so many of 10,000 queries; other budgets stretch or shrink the scale.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _MOST_QUERIES = 200_000  # i * 10,000 stays an int32
-_FIRST_CHUNK = 10  # iterations; every further chunk of `run` is twice as long
+_FIRST_CHUNK = 10  # iterations; every further chunk of `run` is twice as long, up to the longest
+_LONGEST_CHUNK = 200  # whom a search took for fooled and `decide` did not waits until the chunk's end
 
 
 class State(NamedTuple):
@@ -210,7 +211,7 @@ def run(
     state = State(*(np.array(leaf) for leaf in start(np.arange(size))))
     ends = [0]
     while ends[-1] < queries - 1:
-        ends.append(min(2 * ends[-1] + _FIRST_CHUNK, queries - 1))
+        ends.append(min(ends[-1] + min(ends[-1] + _FIRST_CHUNK, _LONGEST_CHUNK), queries - 1))
     for first, last in pairwise(ends):
         rows = np.flatnonzero(state.margin > 0)
         tick(first + 1, len(rows))

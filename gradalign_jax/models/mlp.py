@@ -75,6 +75,6 @@ def _fold(variables: Variables, hidden: int, factors: jnp.dtype) -> list[tuple[A
             norm, seen = params[f"BatchNorm_{i - 1}"], stats[f"BatchNorm_{i - 1}"]
             scale = norm["scale"] * jax.lax.rsqrt(seen["var"] + 1e-5)
             shift = norm["bias"] - seen["mean"] * scale
-            kernel, bias = scale[:, None] * kernel, bias + shift @ kernel
+            kernel, bias = scale[:, None] * kernel, bias + (shift[:, None] * kernel).sum(0)
         layers.append((kernel.astype(factors), bias))
     return layers

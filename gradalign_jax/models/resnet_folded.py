@@ -37,8 +37,8 @@ class Block(NamedTuple):
 def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str, factors: jnp.dtype) -> LogitsFn:
     """Return images `[B, H, W, channels]` -> outputs `[B, K]` of a network of models/resnet.py in evaluation mode.
 
-    factors: the type of the convolutions' factors. The image and the outputs are float32, and the stem sees the whole
-    image: a small perturbation would be lost in bfloat16.
+    factors: the type of the convolutions' factors. The image and the outputs are float32. With bfloat16 factors the
+      stem takes the image in two parts, because bfloat16 would lose a small perturbation.
     """
     params, stats = variables["params"], variables["batch_stats"]
     first = _fold(params["conv1"]["kernel"], params["bn1"], stats["bn1"])

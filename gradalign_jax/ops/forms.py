@@ -1,8 +1,8 @@
-"""The forms that a convolution can take, each a function of (window, image, kernel); all but `one_type` are a CPU's.
+"""The forms that a convolution can take, each a function of (window, image, kernel).
 
-All compute the same cross-correlation of images [B, H, W, I] with a kernel [kh, kw, I, O], in the precision of the
-kernel and with results in that of the images; `convolution.py` chooses among them. Gradients of the kernel are in
-weight_gradients.py.
+Those named `one_type` are for a GPU or TPU, the others for a CPU. All compute the same cross-correlation of images
+`[B, H, W, I]` with a kernel `[kh, kw, I, O]`, with factors in the type of the kernel and results in that of the images;
+`convolution.py` chooses among them. Gradients of the kernel are in weight_gradients.py.
 """
 
 from collections.abc import Callable, Sequence

@@ -18,7 +18,7 @@ _QUERIES = 5000  # of Square Attack
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # start from ImageNet weights in the paper
 _WEIGHTS = "classifier.safetensors"  # as a run leaves them
 _USES = {"delta_x": "Δ̂x that trains", "evaluate": "Δ̂x that measures", "project": "GAN"}
-# The keys that said so before config.precision did.
+# Keys of older runs' configs for the same settings.
 _PRECISIONS = {"attack": "attack.training_dtype", "training": "gan.dtype", "projection": "project.precision"}
 _MEASURING = ("evaluate.", "attack.")  # sections of the config
 
@@ -103,7 +103,8 @@ def of_measuring(run: Run) -> list[str]:
 
 def _shortened(run: Run, part: str, words: str) -> list[str]:
     """That one part of a run had bfloat16 products, where the authors' had float32, TF32 or float16."""
-    used = (run.result.get("precision") or {}).get(part) or run.setting(_PRECISIONS.get(part, ""), "float32")
+    used = (run.result.get("precision") or {}).get(part) or run.setting(f"precision.{part}")
+    used = used or run.setting(_PRECISIONS.get(part, ""), "float32")
     return [f"{words} in bfloat16"] if used == "bfloat16" else []
 
 

@@ -77,7 +77,9 @@ class ProjectRun:
         check_generator(config.project.generator, self.described, self.dataset)
         self.devices = parallel.devices(config.devices, 0)
         self.pairs = select(config, self.dataset)
-        self.block = config.project.block or memory.block("project", self.dataset.image_shape, self.devices)
+        self.block = (
+            config.project.block or self.begun() or memory.block("project", self.dataset.image_shape, self.devices)
+        )
         self.precision = precision.resolve(config.precision.projection)
         self.traces = 0
 
@@ -96,6 +98,11 @@ class ProjectRun:
             **{name: settings[name] for name in ("steps", "learning_rate", "penalty", "eps")},
             **{name: settings[name] for name in ("splits", "skip_own_class")},
         }
+
+    def begun(self) -> int:
+        """The shards' size of a store that an earlier start began, on another device say; 0 if there is none."""
+        folder = self.workdir and self.workdir.path / _STORE
+        return store.find(folder).identity["shard"] if folder and (folder / "identity.json").exists() else 0
 
     @cached_property
     def store(self) -> store.Store:
@@ -136,12 +143,13 @@ class ProjectRun:
         pairs, total = self.pairs, len(self.pairs.row)
         if not missing:
             return
+        limits = "config.project.block", self.block, self.devices[0], " in another --workdir"
         todo = sum(min(self.block, total - shard * self.block) for shard in missing)
         program, image_hash, pending = self.program(), hashes(pairs.images), None
         with tqdm(total=total, initial=total - todo, unit="pair", desc="projecting", dynamic_ncols=True) as bar:
 
             def finish(shards: list[int], result: tuple[Array, Array]) -> None:
-                with memory.limited_by("config.project.block", self.block, self.devices[0]):
+                with memory.limited_by(*limits):
                     found = jax.device_get(result)
                 for shard, z, loss in zip(shards, *found, strict=False):
                     at = slice(shard * self.block, min((shard + 1) * self.block, total))
@@ -153,7 +161,7 @@ class ProjectRun:
                     bar.set_postfix({"loss": f"{loss[:count].mean():.4f}"}, refresh=False)
 
             for shards, taken in self.calls(missing):
-                with memory.limited_by("config.project.block", self.block, self.devices[0]):
+                with memory.limited_by(*limits):
                     result = program(*parallel.split((pairs.row[taken], pairs.target[taken]), self.devices))
                 if pending:  # the next call is on its way before the last one's latents are written
                     finish(*pending)

@@ -137,6 +137,10 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
     copies, value = parallel.replicate(variables, subject.devices), workdir.remembered()
     # Points are ranges of whole blocks: an evaluation that goes on, on another device say, keeps to its blocks.
     block = value("block", None, 0, lambda: subject.block)
+    if subject.config.evaluate.block not in (0, block):  # asked for after memory ran out, say: measured anew
+        workdir.forget_points()
+        value = workdir.remembered()
+        block = value("block", None, 0, lambda: subject.block)
     evaluation = subject.evaluation(split, TEST, ("linf", "l2"), block)
     with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
 

@@ -21,7 +21,7 @@ PRECISION = {
     "attack": "bfloat16",  # the attack of pgd training
     "evaluation": "auto",  # PGD's steps in validation and test
     "square": "tf32",  # Square Attack's queries: bfloat16 hides the small gains that it lives on (launch/README.md)
-    "projection": "tf32",  # the search for latents; the authors' had float16 factors, which round alike
+    "projection": "tf32",  # the search for latents; rounds as the authors' float16 factors did
 }
 _PRODUCTS = {
     "classifier": ("training", "attack", "evaluation", "square"),

@@ -46,7 +46,7 @@ class Parts(NamedTuple):
     search(logits_fn, key, image, label, epsilon, state, first, last) -> State: iterations first .. last - 1 (traced),
       ended early once every image is fooled.
     decide(logits_fn, image, label, epsilon, state) -> State: who is fooled by the logits that count, where `search` saw
-      others, of lower precision say; whom those alone called fooled goes on with the margin that counts.
+      lower-precision ones; an image that only the search's logits misclassify continues with its margin by `logits_fn`.
     attacked(image, epsilon, state) -> images: the iterate where it fools, else the image itself.
     """
 

@@ -39,7 +39,7 @@ def activations(dtype: jnp.dtype) -> jnp.dtype:
 def scope(name: str) -> AbstractContextManager:
     """Return a context in which products of float32 arrays are traced with this precision.
 
-    Those that remain beside bfloat16 ones (of latents, of logits) are shortened like those of "tf32".
+    With "bfloat16", the float32 products that remain (latents, logits) are shortened as with "tf32".
     """
     shortened = "tensorfloat32" if platform.current() == "tpu" else "default"
     return jax.default_matmul_precision("highest" if resolve(name) == "float32" else shortened)

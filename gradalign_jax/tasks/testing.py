@@ -135,7 +135,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
     split = head(subject.split("test"), subject.config.evaluate.images)
     asked = plan(subject.config, by_class)
     copies, value = parallel.replicate(variables, subject.devices), workdir.remembered()
-    # Points are ranges of whole blocks: an evaluation that goes on, on another device say, keeps to its blocks.
+    # Points are ranges of whole blocks, so an evaluation that resumes on another device keeps its block size.
     block = value("block", None, 0, lambda: subject.block)
     if subject.config.evaluate.block not in (0, block):  # asked for after memory ran out, say: measured anew
         workdir.forget_points()

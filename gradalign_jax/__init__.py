@@ -7,7 +7,7 @@ __all__ = ["__version__", "evaluate"]
 def __getattr__(name: str):
     """Imports `evaluate`, and JAX with it, when it is first asked for."""
     if name == "evaluate":
-        from gradalign_jax.library import evaluate
+        from gradalign_jax.evaluation.api import evaluate
 
         return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gradalign_jax import settings
+from gradalign_jax.experiment import config_checks
 
 # Not the flag's own default: that one is loaded while the flag is defined, where no error can be explained.
 _DEFAULT = "configs/spheres.py:align,smoke"
@@ -75,8 +75,8 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-        settings.check(_CONFIG.value)
-        settings.resolve(_CONFIG.value)
+        config_checks.check(_CONFIG.value)
+        config_checks.resolve(_CONFIG.value)
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         _fail(_explain(error))
     return rest
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # What is reported; searches and training choose for themselves (config.precision).
     jax.config.update("jax_default_matmul_precision", "highest")
-    from gradalign_jax.workdir import Workdir
+    from gradalign_jax.storage.workdir import Workdir
 
     try:
         task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
+from gradalign_jax.errors import OutOfMemoryError
 from gradalign_jax.ops import platform
 
 # Temporary bytes that a program takes for one image or pair, by the size of the images, from the H100 programs that
@@ -37,10 +38,6 @@ def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
 def capacity(device: jax.Device) -> int | None:
     """Return the bytes that programs may take on a device; None where it does not report them."""
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-class OutOfMemoryError(ValueError):
-    """A program does not fit; the message names the key and a value that fits."""
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gradalign_jax import evaluation
 from gradalign_jax.attacks import pgd, square
+from gradalign_jax.evaluation import programs
 from gradalign_jax.ops import precision
 from launch import bench_items, bench_peers, bench_program
 from launch.bench_peers import to_torch, torch
@@ -39,10 +39,10 @@ class Case:
         attack = pgd.make("linf", steps=self.attack_steps, loss=self.experiment.attack_loss)
 
         def program(variables, keys, image, label, epsilon, step_size):
-            model = evaluation.Reported(self.experiment.classifier, variables)
+            model = programs.Reported(self.experiment.classifier, variables)
             with precision.scope(self.search):
                 found = attack(model.searched(self.search), keys, image, label, epsilon, step_size)
-            return evaluation.predicted(model(found))
+            return programs.predicted(model(found))
 
         sizes = np.float32(self.experiment.epsilon), np.float32(self.experiment.step_size)
         keys = bench_program.keys(len(self.label))
@@ -53,7 +53,7 @@ class Case:
         parts = square.parts(5000)
 
         def program(variables, keys, image, label, epsilon, state, first, last):
-            model = evaluation.Reported(self.experiment.classifier, variables)
+            model = programs.Reported(self.experiment.classifier, variables)
             with precision.scope(self.search):
                 state = parts.search(model.searched(self.search), keys, image, label, epsilon, state, first, last)
             return parts.decide(model, image, label, epsilon, state)

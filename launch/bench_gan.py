@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradalign_jax import gan, training
+from gradalign_jax import training
 from gradalign_jax.models import biggan
 from gradalign_jax.ops import precision
+from gradalign_jax.training import gan
 from gradalign_jax.types import Batch
 from launch import bench_items, bench_peers, bench_program
 from launch.bench_peers import to_torch, torch

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 from gradalign_jax.deltax import projection
 from gradalign_jax.models import biggan, biggan_folded
-from gradalign_jax.models.spectral import power_iteration
+from gradalign_jax.models.spectral_norm import power_iteration
 from gradalign_jax.ops import frozen, platform, precision, resampling
 from gradalign_jax.ops.convolution import conv
 from launch import bench_peers, bench_program

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from gradalign_jax import training
-from gradalign_jax.deltax import vrgan
 from gradalign_jax.models import resnet, unet
+from gradalign_jax.training import vrgan
 from gradalign_jax.types import Batch, ResidualGenerator
 from launch import bench_peers, bench_program
 from launch.bench_items import TRAINING, Item

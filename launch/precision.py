@@ -31,14 +31,16 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
 
-from gradalign_jax import alignment, paper, parallel, robustness, weights
+from gradalign_jax import alignment, paper, parallel, robustness
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import Split, pipeline
 from gradalign_jax.deltax import projection
-from gradalign_jax.evaluation import Evaluation, Reported
+from gradalign_jax.evaluation.programs import Evaluation, Reported
+from gradalign_jax.experiment.subject import Stream, Subject, create_classifier, head, load_subject
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import platform, precision
-from gradalign_jax.tasks import project, testing
+from gradalign_jax.storage import weights
+from gradalign_jax.tasks import project
 from gradalign_jax.types import Array, Batch, Variables
 
 ATTACKS = ("pgd_linf", "pgd_l2", "square_linf")
@@ -57,15 +59,15 @@ def main() -> None:
     classifiers = [run for run in runs if (run / CLASSIFIER).exists()]
     generators = [run for run in runs if run not in classifiers]
     if classifiers:
-        head("run", "attack", "images", "float32", "search", "its ε50%", "shift", "deviation", "shift / deviation",
-             "fooled by it alone, by float32 alone")  # fmt: skip
+        table_head("run", "attack", "images", "float32", "search", "its ε50%", "shift", "deviation",
+             "shift / deviation", "fooled by it alone, by float32 alone")  # fmt: skip
         print_rows(classifiers, epsilon_rows, options)
         print(f"\n{UNSHIFTED}\n")
-        head("run", "ε", "search", "gain of its attack / gain of float32's", "error, float32", "its error")
+        table_head("run", "ε", "search", "gain of its attack / gain of float32's", "error, float32", "its error")
         print_rows(classifiers, gain_rows, options)
         print()
     if generators:
-        head("run", "pairs", "L_proj float32", "search", "its L_proj", "ratio", "sim of the two Δx",
+        table_head("run", "pairs", "L_proj float32", "search", "its L_proj", "ratio", "sim of the two Δx",
              "sim to exact, float32", "its", "shift / deviation",
              "ᾱ_Δx float32", "its", "shift / deviation")  # fmt: skip
         print_rows(generators, projection_rows, options)
@@ -92,7 +94,7 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def head(*columns: str) -> None:
+def table_head(*columns: str) -> None:
     """Print a Markdown table's head."""
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
 
@@ -119,7 +121,7 @@ class Subject(NamedTuple):
 
     config: ConfigDict
     variables: Variables
-    parts: testing.Subject
+    parts: Subject
     evaluation: Callable[[str], Evaluation]
 
 
@@ -132,19 +134,19 @@ def load(run: Path, options: argparse.Namespace) -> Subject:
     config.evaluate.block = min(config.evaluate.block, options.images)
     if options.steps:
         config.attack.steps = options.steps[0]
-    parts = testing.subject(config, config, batch_size=0)
+    parts = load_subject(config, config, batch_size=0)
     split, copies = parts.split("test"), parallel.replicate(variables, parts.devices)
 
     def evaluation(search: str, split: Split) -> Evaluation:
         config.precision = ConfigDict({"evaluation": search, "square": search})
-        return parts.evaluation(split, testing.TEST, ("linf", "l2"))
+        return parts.evaluation(split, Stream.TEST, ("linf", "l2"))
 
     if options.correct:
-        split = testing.head(split, 4 * options.images)
+        split = head(split, 4 * options.images)
         with platform.target(jax.default_backend()):
             right = ~evaluation("float32", split).errors(copies, "", 0, 0)
         split = Split(*(rows[right] for rows in split))
-    split = testing.head(split, options.images)
+    split = head(split, options.images)
     return Subject(config, copies, parts, lambda search: evaluation(search, split))
 
 
@@ -293,7 +295,7 @@ def alpha(task: project.ProjectRun, exact: Projected, found: Projected, options:
         return ("-",) * 3
     variables, described = weights.read(Path(options.classifier) / CLASSIFIER)
     config, batch = ConfigDict(described["config"]), batch_of(task)
-    model, rows = testing.create_classifier(config, task.dataset), jnp.arange(len(batch.label))
+    model, rows = create_classifier(config, task.dataset), jnp.arange(len(batch.label))
 
     @jax.jit
     def measured(variables: Any, bank: Array) -> Array:

@@ -15,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gradalign_jax import data, gan, loop, parallel, settings, training
+from gradalign_jax import data, parallel, training
 from gradalign_jax.attacks import square
-from gradalign_jax.deltax import exact, projection, vrgan
+from gradalign_jax.deltax import exact, projection
+from gradalign_jax.experiment import artifacts, batches, config_checks
+from gradalign_jax.experiment.subject import Stream
 from gradalign_jax.models import biggan, biggan_folded
-from gradalign_jax.tasks import batches, classifier, estimates, testing
+from gradalign_jax.tasks import classifier
 from gradalign_jax.tasks import gan as gan_task
 from gradalign_jax.tasks import project as project_task
 from gradalign_jax.tasks import vrgan as vrgan_task
+from gradalign_jax.training import gan, loop, vrgan
 from gradalign_jax.types import Estimate
 
 _SPLITS = {
@@ -91,7 +94,7 @@ def _stored(dataset: data.Dataset) -> Estimate:
 def _config(name: str, task: str, changes: dict[str, Any]) -> ConfigDict:
     config = importlib.import_module(f"configs.{name}").get_config(task)
     config.update_from_flattened_dict(changes)
-    settings.resolve(config)
+    config_checks.resolve(config)
     return config
 
 
@@ -103,8 +106,8 @@ def _run(name: str, task: str, changes: dict[str, Any]) -> classifier.Classifier
         estimate = _stored(dataset)
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
-        mock.patch.object(estimates, "load", lambda *_: estimate),
-        mock.patch.object(estimates, "check_apart", lambda *_: None),
+        mock.patch.object(artifacts, "load", lambda *_: estimate),
+        mock.patch.object(artifacts, "check_apart", lambda *_: None),
     ):
         return classifier.ClassifierRun(config, None)
 
@@ -129,7 +132,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
     steps = 10 if measure == "square" else 1
     with parallel.rehearsal(on) as caught:
         run = _run(name, "pgd", {"evaluate.square_queries": 5000, "evaluate.block": 100, **changes})
-        evaluation = run.subject.evaluation(run.dataset.splits["test"], testing.TEST, ("linf", "l2"))
+        evaluation = run.subject.evaluation(run.dataset.splits["test"], Stream.TEST, ("linf", "l2"))
         variables, one = _state(run).variables, range(len(on) * evaluation.block)
         if measure == "alignment":
             evaluation.alignments(variables, one)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs import cifar10, common, mnist, mnist35, spheres, squares, squares32
-from gradalign_jax import main, settings
+from gradalign_jax import main
+from gradalign_jax.experiment import config_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,17 +73,17 @@ def test_every_config_passes_its_own_check(module):
         for argument in (method, f"{method},smoke"):
             config = module.get_config(argument)
             assert config.method == method
-            if method == "align" and config.data.name not in settings.EXACT_DELTA_X:
+            if method == "align" and config.data.name not in config_checks.EXACT_DELTA_X:
                 with pytest.raises(ValueError, match="no exact Δx"):
-                    settings.check(config)
+                    config_checks.check(config)
             else:
-                settings.check(config)
+                config_checks.check(config)
     for argument in ("evaluate", "evaluate,smoke"):
         config = module.get_config(argument)
         with pytest.raises(ValueError, match="classifier is not given"):
-            settings.check(config)
+            config_checks.check(config)
         config.classifier = str(ROOT)
-        settings.check(config)
+        config_checks.check(config)
         assert (config.evaluate.square_queries == 5000) == (argument == "evaluate")  # paper A.1
     assert (
         module.get_config("pgd").attack.epsilon
@@ -147,8 +148,8 @@ def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
 
 # Kernels know neither the host loop, nor runs, nor configs.
 HOST = {
-    "gradalign_jax.loop",
-    "gradalign_jax.workdir",
+    "gradalign_jax.training.loop",
+    "gradalign_jax.storage.workdir",
     "gradalign_jax.tasks",
     "gradalign_jax.main",
     "ml_collections",
@@ -203,8 +204,8 @@ def test_only_parallel_names_pmap():
 def test_one_switch_makes_every_product_float32(task):
     config = cifar10.get_config(task)
     assert "float32" not in config.precision.values()  # the policy of configs/common.py
-    settings.resolve(config)
+    config_checks.resolve(config)
     assert "float32" not in config.precision.values()
     config.matmul_precision = "highest"
-    settings.resolve(config)
+    config_checks.resolve(config)
     assert set(config.precision.values()) == {"float32"}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from configs import spheres
-from gradalign_jax import alignment, diagnosis, measurements, robustness
+from gradalign_jax import alignment, robustness
+from gradalign_jax.errors import RunError
+from gradalign_jax.evaluation import measurements, warnings
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import classifier, evaluate
-from gradalign_jax.workdir import RunError, Workdir
 
 GRID = (0.002, 0.01, 0.4)
 
@@ -64,7 +66,7 @@ class Killed(BaseException):
 
 def test_repeats_the_run_s_numbers_and_survives_kills(trained, tmp_path, monkeypatch):
     path, before = trained
-    monkeypatch.setattr("gradalign_jax.tasks.testing.cw.make", fast_nearest)
+    monkeypatch.setattr("gradalign_jax.experiment.subject.cw.make", fast_nearest)
     config = evaluation(trained)
     whole = start(evaluate, tmp_path / "whole", config)
     assert (whole["dataset"], whole["method"], whole["seed"]) == ("spheres", "align", 0)
@@ -223,7 +225,7 @@ def curve(*errors, censored=False):
     ],
 )
 def test_an_evaluation_says_what_speaks_against_it(curves, options, named):
-    lines = diagnosis.warnings(curves, **options)
+    lines = warnings.warnings(curves, **options)
     assert len(lines) == len(named)
     for line, word in zip(lines, named, strict=True):
         assert word in line

@@ -10,13 +10,17 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import mnist, squares32
-from gradalign_jax import data, gan, parallel, settings, training, weights
+from gradalign_jax import data, parallel, training
 from gradalign_jax.data import pipeline
-from gradalign_jax.models import biggan, spectral
+from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import config_checks
+from gradalign_jax.experiment.subject import create_classifier
+from gradalign_jax.models import biggan, spectral_norm
+from gradalign_jax.storage import weights
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import gan as task
-from gradalign_jax.tasks import testing
+from gradalign_jax.training import gan
 from gradalign_jax.types import Batch
-from gradalign_jax.workdir import RunError, Workdir
 
 CLASSES, CHANNELS, WIDTH, LATENT = 3, 1, 6, 5
 SHAPE = {"num_classes": CLASSES, "channels": CHANNELS, "width": WIDTH}
@@ -78,10 +82,10 @@ def test_power_iterations_reach_the_largest_singular_value():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))
     u = jax.random.normal(jax.random.key(1), (5,))
     for _ in range(100):
-        sigma, u = spectral.power_iteration(kernel, u)
+        sigma, u = spectral_norm.power_iteration(kernel, u)
     left, values, right = np.linalg.svd(np.float64(kernel).reshape(-1, 5), full_matrices=False)
     np.testing.assert_allclose(sigma, values[0], rtol=1e-5)
-    gradient = jax.grad(lambda k: spectral.power_iteration(k, u)[0])(kernel)
+    gradient = jax.grad(lambda k: spectral_norm.power_iteration(k, u)[0])(kernel)
     np.testing.assert_allclose(gradient.reshape(-1, 5), np.outer(left[:, 0], right[0]), atol=1e-5)
 
 
@@ -364,7 +368,7 @@ def test_the_check_tells_collapse_and_confusion():
 def test_a_trained_classifier_judges_the_samples(tmp_path):
     dataset = data.load("squares32", limit=4)
     config = squares32.get_config("baseline")
-    classifier = testing.create_classifier(config, dataset)
+    classifier = create_classifier(config, dataset)
     variables = classifier.init(jax.random.key(0))
     file = tmp_path / "classifier.safetensors"
     weights.write(file, variables, config=config.to_dict())
@@ -386,7 +390,7 @@ def test_a_trained_classifier_judges_the_samples(tmp_path):
 )
 def test_what_cannot_be_meant_is_refused(changes, named):
     with pytest.raises(ValueError, match=named):
-        settings.check(small(**changes))
+        config_checks.check(small(**changes))
 
 
 def test_too_few_images_are_named(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradalign_jax
-from gradalign_jax.workdir import Workdir
+from gradalign_jax.storage.workdir import Workdir
 
 
 class Killed(BaseException):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradalign_jax import models, weights
+from gradalign_jax import models
 from gradalign_jax.models import mlp, pretrained, resnet, resnet_folded, stem
 from gradalign_jax.ops import platform
+from gradalign_jax.storage import weights
 
 KEY = jax.random.key(0)
 SIZES = [

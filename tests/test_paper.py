@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradalign_jax import paper, settings
+from gradalign_jax import paper
+from gradalign_jax.experiment import config_checks
 from launch import paper as launcher
 from launch import paper_plan
 
@@ -81,7 +82,7 @@ def test_every_command_is_a_config_that_passes_its_check(scale, tmp_path, monkey
                 key, _, value = word.removeprefix("--config.").partition("=")
                 kind = type(config.to_dict() and _look_up(config, key))
                 config.update_from_flattened_dict({key: kind(value)})
-        settings.check(config)
+        config_checks.check(config)
         assert job.task == "evaluate" or config.seed == int(job.name.rpartition("seed")[2])
 
 

@@ -12,12 +12,15 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import mnist, squares32
 from generators import lively
-from gradalign_jax import data, settings, store, weights
+from gradalign_jax import data
 from gradalign_jax.alignment import cosine_similarity
+from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.models import biggan_folded
-from gradalign_jax.store import Store
-from gradalign_jax.tasks import estimates, project
-from gradalign_jax.workdir import RunError, Workdir
+from gradalign_jax.storage import shards, weights
+from gradalign_jax.storage.shards import Store
+from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.tasks import project
 
 LIMIT, BLOCK = 6, 8
 
@@ -55,7 +58,7 @@ def small(gan_run, **changes):
     config.data.limit, config.devices = LIMIT, 1
     config.project.steps, config.project.block = (3, 2), BLOCK
     config.update_from_flattened_dict(changes)
-    settings.check(config)
+    config_checks.check(config)
     return config
 
 
@@ -168,7 +171,7 @@ def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
     split = dataset.splits["test"]
     target = np.array([0, 1, 1, 0, 1, 0])
     vector = jax.jit(estimate.delta_x)(estimate.arrays, split.image, split.label, target, split.index)
-    pairs = store.find(path / "store").read()
+    pairs = shards.find(path / "store").read()
     place = {pair: i for i, pair in enumerate(zip(pairs["index"], pairs["target"], strict=True))}
     chosen = [place[pair] for pair in zip(split.index, target, strict=True)]
     generator, variables = lively(2, 1, width=8)
@@ -182,16 +185,16 @@ def test_an_estimate_that_lacks_what_is_needed_is_refused(finished, tmp_path):
         project.load_estimate(tmp_path, data.load("squares32", limit=LIMIT))
     section = squares32.get_config("align").delta_x
     section.store = str(finished[0])
-    assert estimates.load(section, data.load("squares32", limit=LIMIT), "train") is not None
-    assert estimates.load(section, data.load("squares32", limit=50), "test", LIMIT) is not None
+    assert artifacts.load(section, data.load("squares32", limit=LIMIT), "train") is not None
+    assert artifacts.load(section, data.load("squares32", limit=50), "test", LIMIT) is not None
     with pytest.raises(RunError, match=r"no Δx of 4 of the 10 train images that are needed, image 6 the first"):
-        estimates.load(section, data.load("squares32", limit=10), "train")
+        artifacts.load(section, data.load("squares32", limit=10), "train")
     with pytest.raises(RunError, match="knows no Δx of 6 of the 6 validation images"):
-        estimates.load(section, data.load("squares32", limit=LIMIT), "validation")
+        artifacts.load(section, data.load("squares32", limit=LIMIT), "validation")
     changed = data.load("squares32", limit=LIMIT)
     changed.splits["test"].image[2] += 0.25
     with pytest.raises(RunError, match="projections of other images: image 10202"):
-        estimates.load(section, changed, "test")
+        artifacts.load(section, changed, "test")
     with pytest.raises(RunError, match="holds projections of squares32: give a run of mnist"):
         project.load_estimate(finished[0], changed._replace(name="mnist"))
 
@@ -200,10 +203,10 @@ def test_one_generator_does_not_train_and_measure(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     dataset = data.load("squares32", limit=LIMIT)
     trained, measuring = (project.load_estimate(path, dataset) for path in (finished[0], tmp_path / "copy"))
-    estimates.check_apart(trained, measuring, same_allowed=True)
-    estimates.check_apart(trained, None, same_allowed=False)
+    artifacts.check_apart(trained, measuring, same_allowed=True)
+    artifacts.check_apart(trained, None, same_allowed=False)
     with pytest.raises(RunError, match="the generator whose Δx trains is the one whose Δx measures"):
-        estimates.check_apart(trained, measuring, same_allowed=False)
+        artifacts.check_apart(trained, measuring, same_allowed=False)
 
 
 def test_own_classes_can_be_left_out_and_images_cut(gan_run):

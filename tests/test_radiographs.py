@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from configs import copd
-from gradalign_jax import data, settings
+from gradalign_jax import data
 from gradalign_jax.data import radiographs
-from gradalign_jax.data.dataset import DataError
+from gradalign_jax.errors import DataError
+from gradalign_jax.experiment import config_checks
 
 FILMS = Path(os.environ.get("TFDS_DATA_DIR", "")).parent / "cxr"
 
@@ -183,9 +184,9 @@ def test_what_cannot_be_used_is_named_by_row_not_by_file(tmp_path):
 def test_configs_pass_their_check():
     for task in ("baseline", "pgd", "vrgan"):
         for argument in (task, f"{task},smoke"):
-            settings.check(copd.get_config(argument))
+            config_checks.check(copd.get_config(argument))
     with pytest.raises(ValueError, match=r"config\.delta_x\.generator=DIR"):
-        settings.check(copd.get_config("align"))
+        config_checks.check(copd.get_config("align"))
 
 
 def test_a_short_row_has_empty_cells(tmp_path):

@@ -14,11 +14,14 @@ import pytest
 from configs import spheres
 from gradalign_jax import data, models, parallel, training
 from gradalign_jax.attacks import ball, pgd
-from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.errors import RunError
+from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.experiment import batches
+from gradalign_jax.experiment.subject import Stream, create_classifier
 from gradalign_jax.models import resnet
-from gradalign_jax.tasks import batches, classifier, testing
+from gradalign_jax.storage.workdir import Workdir, write_atomically
+from gradalign_jax.tasks import classifier
 from gradalign_jax.types import Estimate
-from gradalign_jax.workdir import RunError, Workdir, write_atomically
 
 
 def small(method, **changes):
@@ -131,7 +134,7 @@ def test_memory_does_not_grow_with_the_data_beyond_the_images():
 def fresh(config):
     optimizer = classifier.create_optimizer(config)
     return training.create_state(
-        testing.create_classifier(config, data.load("spheres")),
+        create_classifier(config, data.load("spheres")),
         optimizer,
         jax.random.fold_in(jax.random.key(0), 0),
     )
@@ -178,7 +181,7 @@ def test_attacks_start_in_directions_of_their_own(tmp_path):
     workdir = Workdir(tmp_path, config.to_dict())
     run = classifier.ClassifierRun(config, workdir)
     workdir.close()
-    for name, stream in (("validation", testing.VALIDATE), ("test", testing.TEST)):
+    for name, stream in (("validation", Stream.VALIDATE), ("test", Stream.TEST)):
         image = run.subject.split(name).image
         keys = jax.vmap(jax.random.fold_in, (None, 0))(run.stream(stream), jnp.arange(len(image)))
         noise = jax.vmap(ball.BALLS["l2"].random_start)(keys, jnp.asarray(image))
@@ -188,7 +191,7 @@ def test_attacks_start_in_directions_of_their_own(tmp_path):
 
 def test_seconds_add_up_over_starts(tmp_path, monkeypatch):
     clock = [1000.0]
-    monkeypatch.setattr("gradalign_jax.workdir.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("gradalign_jax.storage.workdir.time.monotonic", lambda: clock[0])
 
     def spend(seconds, leave):
         workdir = Workdir(tmp_path, {})

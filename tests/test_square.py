@@ -8,7 +8,7 @@ import pytest
 
 from gradalign_jax import data, models, parallel
 from gradalign_jax.attacks import square
-from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.types import Classifier
 
 SHAPE = (8, 9, 2)

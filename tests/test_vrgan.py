@@ -10,13 +10,16 @@ import optax
 import pytest
 
 from configs import mnist35, spheres, squares32
-from gradalign_jax import data, models, parallel, settings, training, weights
-from gradalign_jax.deltax import vrgan
+from gradalign_jax import data, models, parallel, training
+from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.models import mlp, residual_mlp, unet
-from gradalign_jax.tasks import estimates, gan
+from gradalign_jax.storage import weights
+from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.tasks import gan
 from gradalign_jax.tasks import vrgan as task
+from gradalign_jax.training import vrgan
 from gradalign_jax.types import Batch
-from gradalign_jax.workdir import RunError, Workdir
 
 OPTIMIZER = training.adam(1e-3, 0.0, 0.9)
 
@@ -133,7 +136,7 @@ def tiny(module, **changes):
         config.generator.hidden, config.model.hidden = (16,), (16,)
     for key, value in changes.items():
         config[key] = value
-    settings.check(config)
+    config_checks.check(config)
     return config
 
 
@@ -192,8 +195,8 @@ def test_align_takes_the_generator_that_it_is_given(tmp_path):
     dataset = data.load("squares32", limit=8)
     chosen = squares32.get_config("align,smoke")
     chosen.delta_x.generator = str(directory)
-    settings.check(chosen)
-    estimate = estimates.load(chosen.delta_x, dataset, "train")
+    config_checks.check(chosen)
+    estimate = artifacts.load(chosen.delta_x, dataset, "train")
     image, label = jnp.asarray(dataset.splits["test"].image), jnp.asarray(dataset.splits["test"].label)
     got = estimate.delta_x(estimate.arrays, image, label, 1 - label, jnp.arange(8))
     variables, _ = weights.read(directory / task.FILE)
@@ -222,17 +225,17 @@ def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):
 def test_the_generator_that_trained_does_not_measure(tmp_path):
     config = mnist35.get_config("align")
     with pytest.raises(ValueError, match=r"config\.delta_x\.generator=DIR"):
-        settings.check(config)
+        config_checks.check(config)
     config.delta_x.generator = str(tmp_path)
-    settings.check(config)
+    config_checks.check(config)
     config.evaluate.generator = f"{tmp_path}/."
     with pytest.raises(ValueError, match="the generator that trained"):
-        settings.check(config)
+        config_checks.check(config)
     config.evaluate.same_generator = True
-    settings.check(config)
+    config_checks.check(config)
     config.evaluate.generator = str(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no such directory"):
-        settings.check(config)
+        config_checks.check(config)
 
 
 # ---- against PyTorch

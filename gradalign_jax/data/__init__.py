@@ -10,8 +10,9 @@ import difflib
 import importlib
 
 from gradalign_jax.data.cache import Folder
-from gradalign_jax.data.dataset import DataError, Dataset, Split
+from gradalign_jax.data.dataset import Dataset, Split
 from gradalign_jax.data.pipeline import check, epoch_order, gather, padded_blocks, to_float
+from gradalign_jax.errors import DataError
 
 __all__ = [
     "NAMES",

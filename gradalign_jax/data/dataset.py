@@ -8,10 +8,6 @@ import numpy as np
 from gradalign_jax.types import DeltaX
 
 
-class DataError(ValueError):
-    """A data set that cannot be used; the message is one line with the cause and what to type."""
-
-
 class Split(NamedTuple):
     """One split, on the host (after `jax.device_put` also its copy on the device).
 

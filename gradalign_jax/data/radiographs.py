@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from gradalign_jax.data import cache
 from gradalign_jax.data.cache import Folder
-from gradalign_jax.data.dataset import DataError, Dataset, Split
+from gradalign_jax.data.dataset import Dataset, Split
+from gradalign_jax.errors import DataError
 from gradalign_jax.types import Array
 
 SIZE, CROP = 256, 224  # pixels of a stored film, and of what a model sees

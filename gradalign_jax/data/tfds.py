@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from gradalign_jax.data import cache
 from gradalign_jax.data.cache import Folder
-from gradalign_jax.data.dataset import DataError, Dataset, Split
+from gradalign_jax.data.dataset import Dataset, Split
+from gradalign_jax.errors import DataError
 
 _BLOCK = 1_000  # records read at a time
 

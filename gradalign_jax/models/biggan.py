@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from gradalign_jax.models.resnet import BatchNorm
-from gradalign_jax.models.spectral import SpectralConv, SpectralLinear, n02
+from gradalign_jax.models.layers import BatchNorm
+from gradalign_jax.models.spectral_norm import SpectralConv, SpectralLinear, n02
 from gradalign_jax.ops import precision
 from gradalign_jax.ops.resampling import conv_then_halve, double, double_then_conv, halve
 from gradalign_jax.types import Array, Variables

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradalign_jax.models.linear import Linear
+from gradalign_jax.models.layers import Linear
 from gradalign_jax.ops import platform
 from gradalign_jax.ops.matmul import product
 from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_logits

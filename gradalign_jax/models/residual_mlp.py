@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradalign_jax.models.linear import Linear
-from gradalign_jax.models.resnet import BatchNorm
+from gradalign_jax.models.layers import BatchNorm, Linear
 from gradalign_jax.models.unet import small_scale
 from gradalign_jax.types import Array, ResidualGenerator, Variables
 

@@ -9,10 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from gradalign_jax.models import resnet_folded
-from gradalign_jax.models.linear import Linear, torch_uniform
+from gradalign_jax.models.layers import BatchNorm, Linear, torch_uniform
 from gradalign_jax.models.stem import INPUT_MAPPINGS, STEMS, convolve_normalised, max_pool
 from gradalign_jax.ops.convolution import conv
 from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_logits
@@ -50,52 +49,6 @@ class Stem(nn.Module):
         """Maps [B, H, W, 1 or 3] to [B, h, w, features]."""
         kernel = self.param("kernel", torch_uniform, (self.size, self.size, 3, self.features))
         return convolve_normalised(image, kernel, self.stride, self.padding, self.input_mapping)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation as PyTorch has it: momentum 0.1, eps 1e-5, running variance unbiased.
-
-    frozen: use the stored statistics whatever the mode; weight and bias stay trainable.
-    axis_name: the mapped axis over which a batch is spread; its statistics are those of the whole batch.
-    Reference: torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm.
-    """
-
-    frozen: bool = False
-    axis_name: str | None = None
-    momentum: float = 0.1
-    scale_init: Callable = nn.initializers.ones
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Normalises [B, ..., C] over all axes but the last."""
-        channels = x.shape[-1]
-        mean, var = self._statistics(x, train)
-        weight = self.param("scale", self.scale_init, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        scale = weight * lax.rsqrt(var + 1e-5)
-        return (x * scale + (bias - mean * scale)).astype(x.dtype)
-
-    def _statistics(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Returns the mean and variance to normalise with, and in training moves the running ones."""
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
-        running_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1])
-        if not train or self.frozen:
-            return running_mean.value, running_var.value
-        mean, var, count = self._batch_statistics(x)
-        if not self.is_initializing():
-            rate, unbiased = self.momentum, var * (count / max(count - 1, 1))
-            running_mean.value = lax.stop_gradient((1 - rate) * running_mean.value + rate * mean)
-            running_var.value = lax.stop_gradient((1 - rate) * running_var.value + rate * unbiased)
-        return mean, var
-
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
-        """Returns mean, biased variance and number of the rows of the whole batch, summed in float32 or higher."""
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        average = partial(lax.pmean, axis_name=self.axis_name) if self.axis_name else lambda a: a
-        count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
-        axes = tuple(range(x.ndim - 1))
-        mean = average(x.mean(axes))
-        return mean, average(jnp.square(x - mean).mean(axes)), count
 
 
 class BasicBlock(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradalign_jax.models.resnet import BatchNorm
+from gradalign_jax.models.layers import BatchNorm
 from gradalign_jax.ops.convolution import conv
 from gradalign_jax.types import Array, ResidualGenerator, Variables
 

@@ -10,11 +10,15 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import loop, parallel, robustness, summary, training, weights
-from gradalign_jax.evaluation import Evaluation
+from gradalign_jax import parallel, robustness, training
+from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.experiment.subject import Stream, head, load_subject, test
 from gradalign_jax.models import pretrained
-from gradalign_jax.tasks import batches, estimates, testing
-from gradalign_jax.workdir import Workdir
+from gradalign_jax.storage import weights
+from gradalign_jax.storage.result import classifier_result, table
+from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.training import loop
 
 
 class Best(NamedTuple):
@@ -37,19 +41,19 @@ class ClassifierRun:
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
-        self.subject = testing.subject(config, config, config.train.batch_size)
+        self.subject = load_subject(config, config, config.train.batch_size)
         self.dataset, self.devices = self.subject.dataset, self.subject.devices
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
-        self.delta_x = estimates.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
-        estimates.check_apart(self.delta_x, self.subject.measuring, config.evaluate.same_generator)
+        self.delta_x = artifacts.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
+        artifacts.check_apart(self.delta_x, self.subject.measuring, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
     @cached_property
     def validation(self) -> Evaluation:
         """Measurements on the validation split."""
-        split = testing.head(self.subject.split("validation"), self.config.validate.images)
-        return self.subject.evaluation(split, testing.VALIDATE, ("linf",))
+        split = head(self.subject.split("validation"), self.config.validate.images)
+        return self.subject.evaluation(split, Stream.VALIDATE, ("linf",))
 
     def validation_error(self, variables: Any, epsilon: float) -> float:
         """The error of PGD L∞ of size ε on the validation split."""
@@ -59,7 +63,7 @@ class ClassifierRun:
 
     def fresh_state(self) -> training.TrainState:
         """The state of step 0, on the host."""
-        state = training.create_state(self.classifier, create_optimizer(self.config), self.stream(testing.INIT))
+        state = training.create_state(self.classifier, create_optimizer(self.config), self.stream(Stream.INIT))
         path = self.config.model.pretrained
         if path:
             state = state._replace(variables=pretrained.load(path, state.variables))
@@ -86,7 +90,7 @@ class ClassifierRun:
             )
             return method_step(state, batch, keys, settings)
 
-        source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(testing.ORDER))
+        source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(Stream.ORDER))
         chunk = training.make_chunk(step, source, length, config.train.batch_size, parallel.mine)
         program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
         settings = {
@@ -96,7 +100,7 @@ class ClassifierRun:
         }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
         images, settings = parallel.replicate((images, settings), self.devices)
-        return partial(self._call, program, images, self.stream(testing.STEP), settings)
+        return partial(self._call, program, images, self.stream(Stream.STEP), settings)
 
     @staticmethod
     def _call(program, images, key, settings, state):
@@ -167,14 +171,14 @@ class ClassifierRun:
         described = {"config": self.config.to_dict(), "delta_x": trained_by}
         weights.write(self.workdir.path / "classifier.safetensors", best.variables, **described)
         verified = self.verify(best)
-        measured = testing.test(self.subject, best.variables, self.workdir)
+        measured = test(self.subject, best.variables, self.workdir)
         selected, whole = verified["validation_epsilon_half"], verified["validation_epsilon_half_whole_grid"]
         if abs(selected - whole) > 1e-6 * abs(whole):
             measured["warnings"].append(
                 f"the selected epoch's validation ε50% is {whole:.4g} on the whole grid, {selected:.4g} on the points "
                 "that selected it: its curve is not monotone"
             )
-        return summary.result(
+        return classifier_result(
             self.config,
             self.config,
             measured=measured,
@@ -192,4 +196,4 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     return result
 
 
-table = summary.table
+__all__ = ["run", "table"]

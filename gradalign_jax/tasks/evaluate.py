@@ -7,10 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gradalign_jax import settings, summary, weights
-from gradalign_jax.tasks import estimates, testing
+from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment.subject import load_subject, test
+from gradalign_jax.storage import weights
+from gradalign_jax.storage.result import classifier_result, table
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import Estimate
-from gradalign_jax.workdir import RunError, Workdir
 
 
 def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], ConfigDict, dict[str, Any], dict | None]:
@@ -35,7 +38,7 @@ def finished(directory: str, config: ConfigDict) -> tuple[dict[str, Any], Config
         )
     if run.method == "align":
         try:
-            settings.check_measuring(run.delta_x, config.evaluate)
+            config_checks.check_measuring(run.delta_x, config.evaluate)
         except ValueError as error:
             raise RunError(str(error)) from error
     return variables, run, outcome, described.get("delta_x")
@@ -49,12 +52,12 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         raise RunError(
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"
         )
-    subject = testing.subject(config, trained, batch_size=0)
+    subject = load_subject(config, trained, batch_size=0)
     if trained_by is not None:
-        estimates.check_apart(Estimate((), None, trained_by), subject.measuring, config.evaluate.same_generator)
-    measured = testing.test(subject, variables, workdir, by_class=True)
+        artifacts.check_apart(Estimate((), None, trained_by), subject.measuring, config.evaluate.same_generator)
+    measured = test(subject, variables, workdir, by_class=True)
     notes = [*subject.dataset.notes, *(note for note in before["notes"] if note not in subject.dataset.notes)]
-    result = summary.result(
+    result = classifier_result(
         config,
         trained,
         measured=measured,
@@ -72,4 +75,4 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     return result
 
 
-table = summary.table
+__all__ = ["finished", "run", "table"]

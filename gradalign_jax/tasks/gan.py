@@ -13,13 +13,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import data, figures, gan, loop, parallel, summary, training, weights
+from gradalign_jax import data, parallel, training
 from gradalign_jax.data import pipeline
+from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import batches
+from gradalign_jax.experiment.subject import create_classifier
 from gradalign_jax.models import biggan
 from gradalign_jax.ops import precision
-from gradalign_jax.tasks import batches, testing
+from gradalign_jax.storage import pictures, weights
+from gradalign_jax.storage.result import precisions, versions
+from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.training import gan, loop
 from gradalign_jax.types import LogitsFn, Variables
-from gradalign_jax.workdir import RunError, Workdir
 
 _FILE = "generator.safetensors"
 _LEAK = "the GAN was trained on the classifier's validation images too, as the authors' was"
@@ -75,7 +80,7 @@ def load_classifier(directory: str, dataset: data.Dataset) -> LogitsFn:
         raise RunError(
             f"config.gan.classifier={directory!r} was trained on {config.data.name}: give one of {dataset.name}"
         )
-    model = testing.create_classifier(config, dataset)
+    model = create_classifier(config, dataset)
     return jax.jit(lambda image: model.apply(variables, image, train=False)[0])
 
 
@@ -194,7 +199,7 @@ class GanRun:
         folder = self.workdir.path / "samples"
         folder.mkdir(exist_ok=True)
         for path in (folder / f"{int(state.step):06d}.png", self.workdir.path / "samples.png"):
-            figures.draw_mosaic(path, rows)
+            pictures.draw_mosaic(path, rows)
 
     # ---- the check
 
@@ -252,8 +257,8 @@ class GanRun:
             "digest": digest,
             "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
-            "versions": summary.versions(),
-            "precision": summary.precisions(self.config),
+            "versions": versions(),
+            "precision": precisions(self.config),
             "notes": self.notes,
             "config": config.to_dict(),
         }

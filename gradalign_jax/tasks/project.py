@@ -13,14 +13,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, memory, paper, parallel, store, summary, weights
+from gradalign_jax import alignment, data, memory, paper, parallel
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import projection
+from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import batches
 from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.ops import precision
-from gradalign_jax.tasks import batches, gan
+from gradalign_jax.storage import pictures, shards, weights
+from gradalign_jax.storage.result import precisions, versions
+from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.tasks import gan
 from gradalign_jax.types import Array, Estimate
-from gradalign_jax.workdir import RunError, Workdir
 
 _STORE, _GENERATOR = "store", "generator.safetensors"
 _PICTURED = 10  # images in the picture, and no fewer than two a class
@@ -102,12 +106,12 @@ class ProjectRun:
     def begun(self) -> int:
         """The shards' size of a store that an earlier start began, on another device say; 0 if there is none."""
         folder = self.workdir and self.workdir.path / _STORE
-        return store.find(folder).identity["shard"] if folder and (folder / "identity.json").exists() else 0
+        return shards.find(folder).identity["shard"] if folder and (folder / "identity.json").exists() else 0
 
     @cached_property
-    def store(self) -> store.Store:
+    def store(self) -> shards.Store:
         """The store that this run fills, claimed when it is first asked for."""
-        return store.claim(self.workdir.path / _STORE, self.identity())
+        return shards.claim(self.workdir.path / _STORE, self.identity())
 
     def program(self):
         """The compiled projection of one block of pairs on every device; it is traced once."""
@@ -197,8 +201,8 @@ class ProjectRun:
             "traces": self.traces,
             "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
-            "versions": summary.versions(),
-            "precision": summary.precisions(self.config),
+            "versions": versions(),
+            "precision": precisions(self.config),
             "notes": list(self.dataset.notes),
             "config": self.config.to_dict(),
         }
@@ -255,11 +259,11 @@ class ProjectRun:
         columns = np.stack([projected(estimate.arrays, target) for target in range(classes)], axis=1)
         if self.config.project.skip_own_class:  # no latents were sought there
             columns[np.arange(len(label)), np.asarray(label)] = np.nan
-        figures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
-        pictures = {"image": image, "label": label, "projected": columns}
+        pictures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
+        arrays = {"image": image, "label": label, "projected": columns}
         if self.dataset.delta_x is not None:
-            pictures["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
-        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
+            arrays["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
+        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # the report's, without JAX
 
 
 def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
@@ -269,7 +273,7 @@ def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estima
       RunError: if the run is unfinished or damaged, or its images are not this data set's.
     """
     directory = Path(directory)
-    found = store.find(directory / _STORE)
+    found = shards.find(directory / _STORE)
     if found.identity["dataset"] != dataset.name:
         raise RunError(f"{directory} holds projections of {found.identity['dataset']}: give a run of {dataset.name}")
     pairs = found.read()

@@ -11,14 +11,17 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, loop, memory, models, paper, parallel, summary, training, weights
+from gradalign_jax import alignment, data, memory, models, paper, parallel, training
 from gradalign_jax.data import pipeline
-from gradalign_jax.deltax import vrgan
-from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.errors import RunError
+from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.experiment import batches
 from gradalign_jax.models import pretrained
-from gradalign_jax.tasks import batches
+from gradalign_jax.storage import pictures, weights
+from gradalign_jax.storage.result import precisions, versions
+from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.training import loop, vrgan
 from gradalign_jax.types import Classifier, Estimate, ResidualGenerator
-from gradalign_jax.workdir import RunError, Workdir
 
 # Streams of randomness below the run's one seed.
 _INIT, _ORDER, _STEP, _VALIDATION_SET, _TEST_SET = range(5)
@@ -231,10 +234,10 @@ class VRGANRun:
         if self.dataset.delta_x is not None:
             vectors["Δx"] = self.dataset.delta_x(image, label, 1 - label, index)
         order = ["x", *vectors, "x̂′"]
-        figures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
-        pictures = {"image": image, "label": label, "estimate": residual}
-        pictures |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
-        np.savez_compressed(self.workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
+        pictures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
+        arrays = {"image": image, "label": label, "estimate": residual}
+        arrays |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
+        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # the report's, without JAX
 
     def run(self) -> dict[str, Any]:
         """Trains, selects, saves the generator, measures it; returns the content of result.json."""
@@ -250,8 +253,8 @@ class VRGANRun:
             "best": {"epoch": int(best.epoch), "loss": float(best.loss)},
             "seconds": self.workdir.seconds(),
             "devices": [device.device_kind for device in self.devices],
-            "versions": summary.versions(),
-            "precision": summary.precisions(self.config),
+            "versions": versions(),
+            "precision": precisions(self.config),
             "notes": self.notes,
             "config": self.config.to_dict(),
         }

@@ -11,7 +11,8 @@ from absl import logging
 from tqdm import tqdm
 
 from gradalign_jax import memory, parallel
-from gradalign_jax.workdir import RunError, Workdir
+from gradalign_jax.errors import RunError
+from gradalign_jax.storage.workdir import Workdir
 
 
 def chunk_length(steps_per_epoch: int, log_every: int) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gradalign_jax import weights
-from gradalign_jax.workdir import RunError, write_atomically
+from gradalign_jax.errors import RunError
+from gradalign_jax.storage import weights
+from gradalign_jax.storage.workdir import write_atomically
 
 
 class Store:

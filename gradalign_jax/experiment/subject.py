@@ -1,5 +1,6 @@
 """How a classifier is measured, for the tasks that do: its parts from the config, points that survive a kill, files."""
 
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import jax
@@ -8,16 +9,27 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import alignment, data, figures, measurements, memory, models, parallel
+from gradalign_jax import alignment, data, memory, models, parallel
 from gradalign_jax.attacks import cw, pgd, square
 from gradalign_jax.data import pipeline
-from gradalign_jax.evaluation import Evaluation
-from gradalign_jax.tasks import batches, estimates
+from gradalign_jax.evaluation import measurements
+from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.storage import pictures
+from gradalign_jax.storage.workdir import Workdir, write_atomically
 from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier, Estimate
-from gradalign_jax.workdir import Workdir, write_atomically
 
-# Streams of randomness below the run's one seed.
-INIT, ORDER, STEP, VALIDATE, TEST, VALIDATION_SET, TEST_SET = range(7)
+
+class Stream(IntEnum):
+    """The independent streams of randomness below a run's one seed."""
+
+    INIT = 0
+    ORDER = 1
+    STEP = 2
+    VALIDATE = 3
+    TEST = 4
+    VALIDATION_SET = 5
+    TEST_SET = 6
 
 
 def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
@@ -59,7 +71,7 @@ class Subject(NamedTuple):
 
     def split(self, name: str) -> data.Split:
         """A split on the host."""
-        stream = {"validation": VALIDATION_SET, "test": TEST_SET}.get(name, 0)
+        stream = {"validation": Stream.VALIDATION_SET, "test": Stream.TEST_SET}.get(name, 0)
         return batches.split(self.config, self.dataset, name, self.stream(stream))
 
     def attack(self, norm: str) -> Attack:
@@ -91,7 +103,7 @@ class Subject(NamedTuple):
         )
 
 
-def subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
+def load_subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
     """The parts that `config` names; model and seed are those of `run`, the config that trains or trained it."""
     dataset = batches.load(config)
     return Subject(
@@ -99,7 +111,7 @@ def subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
         dataset,
         create_classifier(run, dataset),
         attack_bounds(config, dataset),
-        estimates.load(config.evaluate, dataset, "test", config.evaluate.images),
+        artifacts.load(config.evaluate, dataset, "test", config.evaluate.images),
         parallel.devices(config.devices, batch_size),
         jax.random.key(run.seed),
     )
@@ -141,7 +153,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
         workdir.forget_points()
         value = workdir.remembered()
         block = value("block", None, 0, lambda: subject.block)
-    evaluation = subject.evaluation(split, TEST, ("linf", "l2"), block)
+    evaluation = subject.evaluation(split, Stream.TEST, ("linf", "l2"), block)
     with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
 
         def tick(queries: int, left: int) -> None:
@@ -166,7 +178,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
 
 def draw(subject: Subject, variables: Any, curves: dict[str, Any], workdir: Workdir) -> None:
     """The pictures: error over ε, and ∇ℓ(x) of a few test images."""
-    figures.draw_curves(workdir.path / "curves.png", curves)
+    pictures.draw_curves(workdir.path / "curves.png", curves)
     split, measuring = head(subject.split("test"), subject.config.evaluate.images), subject.measuring
     classes = np.unique(split.label)
     each = max(1, 8 // len(classes))
@@ -181,7 +193,7 @@ def draw(subject: Subject, variables: Any, curves: dict[str, Any], workdir: Work
     delta_x = None
     if measuring is not None:
         delta_x = jax.jit(measuring.delta_x)(measuring.arrays, batch.image, batch.label, target, batch.index)
-    figures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
-    pictures = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
-    pictures |= {} if delta_x is None else {"delta_x": delta_x}
-    np.savez_compressed(workdir.path / "pictures.npz", **pictures)  # the report's, without JAX
+    pictures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
+    arrays = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
+    arrays |= {} if delta_x is None else {"delta_x": delta_x}
+    np.savez_compressed(workdir.path / "pictures.npz", **arrays)  # the report's, without JAX

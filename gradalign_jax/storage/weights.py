@@ -13,7 +13,8 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gradalign_jax.workdir import RunError, write_atomically
+from gradalign_jax.errors import RunError
+from gradalign_jax.storage.workdir import write_atomically
 
 
 def digest(tree: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gradalign_jax import data
 from gradalign_jax.data import pipeline
-from gradalign_jax.workdir import RunError
+from gradalign_jax.errors import RunError
 
 _DRAWN = {"validation": 200, "test": 1000}  # examples of a data set that is drawn without end (the authors')
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradalign_jax import diagnosis, robustness
+from gradalign_jax import robustness
 from gradalign_jax.data import Split
-from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.evaluation import warnings
+from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.types import Variables
 
 ATTACKS = ("pgd_linf", "pgd_l2", "square_linf")
@@ -185,7 +186,7 @@ def summarise(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
             attack: _finite(robustness.smallest_epsilon(_grid(plan, attack), of)) for attack, of in rows.items()
         },
         "linearity": linearity,
-        "warnings": diagnosis.warnings(curves, float(np.mean(alignment["zero_gradient"])), white_box, plan.loss),
+        "warnings": warnings.warnings(curves, float(np.mean(alignment["zero_gradient"])), white_box, plan.loss),
     }
 
 

@@ -23,13 +23,11 @@ import jax
 import numpy as np
 from absl import logging
 
+from gradalign_jax.errors import RunError
+
 KEEP = 2
 # Keys that change where, how fast or how visibly a run goes, but not what it computes.
 FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "train.checkpoint_minutes", "evaluate.block")
-
-
-class RunError(ValueError):
-    """A run cannot start or go on; the message is one line with the cause and the remedy."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -18,17 +18,6 @@ from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Variab
 METHODS = ("baseline", "align", "pgd")
 
 
-def adam(learning_rate: float, b1: float, b2: float) -> optax.GradientTransformation:
-    """Adam with ε = 1e-8 outside the root (PyTorch's); without a first moment where b1 = 0 makes it the gradient.
-
-    The paper's binary data sets train with b1 = 0. A step of a small model is bound by the memory that its
-    optimiser moves, and the first moment is a quarter of that.
-    """
-    if b1 == 0:
-        return optax.rmsprop(learning_rate, decay=b2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
-    return optax.adam(learning_rate, b1, b2)
-
-
 class TrainState(NamedTuple):
     """All that training changes. `step` counts finished steps; every key and the data order derive from it."""
 
@@ -111,38 +100,3 @@ def make_step(
         return TrainState(variables, optimizer_state, state.step + 1), metrics
 
     return step
-
-
-def make_chunk(
-    step: Callable,
-    source: Callable,
-    length: int,
-    batch_size: int,
-    share: Callable[[Array], Array] = lambda rows: rows,
-) -> Callable:
-    """Builds `chunk(state, data, key, settings) -> (state, metrics [length])`: `length` steps as one program.
-
-    Args:
-      step: as `make_step` builds it.
-      source: (data, first step) -> at, called once a chunk; at(key, slots `[b]`, step) -> Batch: the examples in
-        those slots of that step's batch, `key` being that step's.
-      length: number of steps; the chunk starts wherever `state.step` stands.
-      batch_size: slots of a whole batch, over all devices.
-      share: this device's slots out of all.
-
-    The keys of a slot are those of (key, step, slot), so a resumed run equals an uninterrupted one.
-    """
-    slots = jnp.arange(batch_size)
-
-    def chunk(state: TrainState, data: Any, key: Array, settings: dict[str, Array]):
-        mine = share(slots)
-        at = source(data, state.step)
-
-        def body(state, _):
-            data_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
-            keys = jax.vmap(lambda slot: jax.random.fold_in(attack_key, slot))(mine)
-            return step(state, at(data_key, mine, state.step), keys, settings)
-
-        return jax.lax.scan(body, state, length=length)
-
-    return chunk

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from gradalign_jax import data, measurements, parallel
+from gradalign_jax import data, parallel
 from gradalign_jax.attacks import cw, pgd, square
-from gradalign_jax.evaluation import Evaluation
+from gradalign_jax.evaluation import measurements
+from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Array, Classifier, DeltaX, Estimate, LogitsFn
-from gradalign_jax.workdir import Workdir
 
 _SAME = 1e-3  # logits that differ by less, relatively, are of one function
 

@@ -6,8 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gradalign_jax.data import Dataset
+from gradalign_jax.errors import RunError
 from gradalign_jax.types import Estimate
-from gradalign_jax.workdir import RunError
 
 # Which task made what a config key names; its module has `load_estimate(directory, dataset) -> Estimate`.
 _MADE_BY = {"generator": "vrgan", "store": "project"}

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax import __version__, paper
-from gradalign_jax.measurements import ALPHAS
+from gradalign_jax.evaluation.measurements import ALPHAS
 from gradalign_jax.ops import precision
 
 _ROWS = {
@@ -35,7 +35,7 @@ def precisions(config: ConfigDict) -> dict[str, str]:
     return {**{part: precision.resolve(name) for part, name in config.precision.items()}, "reported": "float32"}
 
 
-def result(
+def classifier_result(
     config: ConfigDict,
     run: ConfigDict,
     *,

@@ -1,0 +1,13 @@
+"""The errors that end a run with one line: the cause and the remedy."""
+
+
+class RunError(ValueError):
+    """A run cannot start or continue."""
+
+
+class DataError(ValueError):
+    """A data set cannot be used."""
+
+
+class OutOfMemoryError(ValueError):
+    """A program does not fit into a device's memory; the message names the key and a value that fits."""

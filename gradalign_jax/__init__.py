@@ -1,13 +1,17 @@
-"""gradalign_jax: in which direction do the input gradients of robust classifiers point?"""
+"""The preferential direction of the input gradients of robust classifiers, measured and trained for."""
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate"]
+__all__ = ["CW", "PGD", "Square", "__version__", "evaluate"]
 
 
 def __getattr__(name: str):
-    """Imports `evaluate`, and JAX with it, when it is first asked for."""
+    """Import `evaluate` and its options, and JAX with them, when they are first used."""
     if name == "evaluate":
         from gradalign_jax.evaluation.api import evaluate
 
         return evaluate
+    if name in ("CW", "PGD", "Square"):
+        from gradalign_jax.evaluation import options
+
+        return getattr(options, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

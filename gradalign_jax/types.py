@@ -32,15 +32,15 @@ class ResidualGenerator(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A Δx that is computed from arrays: the weights of a generator, or stored latents.
+    """A Δx with its source.
 
-    arrays: a tree that is put on the devices once. delta_x: (arrays, image, label, target, index) -> [B, ...].
-    described: where it comes from, for the run's result.
-    index: the examples it knows, by their place in the data set; None: any.
+    delta_x: (image, label, target, index) -> `[B, ...]`; a `jax.tree_util.Partial` whose leaves are the arrays that it
+      computes from (a generator's weights, stored latents), so that programs take them as an argument.
+    described: the source, for the run's result.
+    index: the examples that it covers, by their place in the data set; None: all.
     """
 
-    arrays: Any
-    delta_x: Callable[..., Array]
+    delta_x: DeltaX
     described: dict[str, Any]
     index: Any = None
 

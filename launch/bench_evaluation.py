@@ -39,7 +39,7 @@ class Case:
         attack = pgd.make("linf", steps=self.attack_steps, loss=self.experiment.attack_loss)
 
         def program(variables, keys, image, label, epsilon, step_size):
-            model = programs.Reported(self.experiment.classifier, variables)
+            model = programs.Model(self.experiment.classifier, variables)
             with precision.scope(self.search):
                 found = attack(model.searched(self.search), keys, image, label, epsilon, step_size)
             return programs.predicted(model(found))
@@ -53,7 +53,7 @@ class Case:
         parts = square.parts(5000)
 
         def program(variables, keys, image, label, epsilon, state, first, last):
-            model = programs.Reported(self.experiment.classifier, variables)
+            model = programs.Model(self.experiment.classifier, variables)
             with precision.scope(self.search):
                 state = parts.search(model.searched(self.search), keys, image, label, epsilon, state, first, last)
             return parts.decide(model, image, label, epsilon, state)

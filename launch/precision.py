@@ -35,7 +35,8 @@ from gradalign_jax import alignment, paper, parallel, robustness
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import Split, pipeline
 from gradalign_jax.deltax import projection
-from gradalign_jax.evaluation.programs import Evaluation, Reported
+from gradalign_jax.evaluation.programs import Evaluation, Model
+from gradalign_jax.experiment import artifacts
 from gradalign_jax.experiment.subject import Stream, Subject, create_classifier, head, load_subject
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import platform, precision
@@ -139,7 +140,7 @@ def load(run: Path, options: argparse.Namespace) -> Subject:
 
     def evaluation(search: str, split: Split) -> Evaluation:
         config.precision = ConfigDict({"evaluation": search, "square": search})
-        return parts.evaluation(split, Stream.TEST, ("linf", "l2"))
+        return parts.evaluation(split, Stream.TEST, parts.attacks("linf", "l2"))
 
     if options.correct:
         split = head(split, 4 * options.images)
@@ -204,17 +205,17 @@ def gain_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence[str]]
 
 def gain(subject: Subject, search: str) -> tuple[float, float]:
     """The mean gain of logit_other - logit_label, and the error, both by the float32 model."""
-    attack, section, margin = subject.parts.attack("linf"), subject.config.attack, pgd.LOSSES["margin"]
+    attack, section, margin = subject.parts.training_attack(), subject.config.attack, pgd.LOSSES["margin"]
 
     def measure(variables: Variables, batch: Batch) -> tuple[Array, Array]:
-        model = Reported(subject.parts.classifier, variables)
+        model = Model(subject.parts.classifier, variables)
         keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(batch.index)
         with precision.scope(search):
             image = attack(model.searched(search), keys, batch.image, batch.label, section.epsilon, section.step_size)
         after, before = (margin(model(x), batch.label) for x in (image, batch.image))
         return after - before, ~(after < 0)
 
-    gained, wrong = subject.evaluation(search).program(measure)(subject.variables)
+    gained, wrong = subject.evaluation(search).blocks.map(measure)(subject.variables)
     return float(gained.mean()), float(wrong.mean())
 
 
@@ -261,7 +262,7 @@ def projected(config: ConfigDict, search: str) -> tuple[project.ProjectRun, Proj
         results += list(zip(*found, strict=True))[: len(shards)]
     z, loss = (np.concatenate(each)[: len(task.pairs.row)] for each in zip(*results, strict=True))
     image = pipeline.to_float(jnp.asarray(task.pairs.images.image[task.pairs.row]))
-    generate_fn = project.generate_fn(biggan_folded.fold(task.variables), task.dataset.image_shape[0])
+    generate_fn = artifacts.generate_fn(biggan_folded.fold(task.variables), task.dataset.image_shape[0])
     delta_x = jax.jit(lambda *a: projection.delta_x(generate_fn, *a))(image, task.pairs.target, z)
     shape = len(task.pairs.images.label), task.dataset.num_classes
     penalised = loss + config.project.penalty * np.mean(z**2, axis=1)

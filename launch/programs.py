@@ -13,6 +13,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from gradalign_jax import data, parallel, training
@@ -80,7 +81,7 @@ def _stored(dataset: data.Dataset) -> Estimate:
 
     def delta_x(arrays, image, label, target, index):
         z = arrays["z"][arrays["row"][index], target]
-        generate_fn = project_task.generate_fn(arrays["generator"], dataset.image_shape[0])
+        generate_fn = artifacts.generate_fn(arrays["generator"], dataset.image_shape[0])
         return projection.delta_x(generate_fn, image, target, z)
 
     arrays = {
@@ -88,7 +89,7 @@ def _stored(dataset: data.Dataset) -> Estimate:
         "row": jax.ShapeDtypeStruct((count,), jnp.int32),
         "generator": biggan_folded.fold(_generator(dataset.num_classes, dataset.image_shape[-1])),
     }
-    return Estimate(arrays, delta_x, {"source": "projection"})
+    return Estimate(Partial(delta_x, arrays), {"source": "projection"})
 
 
 def _config(name: str, task: str, changes: dict[str, Any]) -> ConfigDict:
@@ -101,12 +102,12 @@ def _config(name: str, task: str, changes: dict[str, Any]) -> ConfigDict:
 def _run(name: str, task: str, changes: dict[str, Any]) -> classifier.ClassifierRun:
     config, dataset = _config(name, task, changes), _dataset(name)
     known = dataset.delta_x is not None
-    estimate = Estimate((), lambda _, *batch: dataset.delta_x(*batch), {}) if known else None
+    estimate = Estimate(Partial(dataset.delta_x), {}) if known else None
     if task == "align" and not known:
         estimate = _stored(dataset)
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
-        mock.patch.object(artifacts, "load", lambda *_: estimate),
+        mock.patch.object(artifacts, "load_delta_x", lambda *_: estimate),
         mock.patch.object(artifacts, "check_apart", lambda *_: None),
     ):
         return classifier.ClassifierRun(config, None)
@@ -132,7 +133,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
     steps = 10 if measure == "square" else 1
     with parallel.rehearsal(on) as caught:
         run = _run(name, "pgd", {"evaluate.square_queries": 5000, "evaluate.block": 100, **changes})
-        evaluation = run.subject.evaluation(run.dataset.splits["test"], Stream.TEST, ("linf", "l2"))
+        evaluation = run.subject.evaluation(run.dataset.splits["test"], Stream.TEST, run.subject.attacks("linf", "l2"))
         variables, one = _state(run).variables, range(len(on) * evaluation.block)
         if measure == "alignment":
             evaluation.alignments(variables, one)
@@ -140,8 +141,10 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
             shape = (len(one), *run.dataset.image_shape)
             state = square.State(np.zeros(shape, np.int8), *(np.zeros(len(one), kind) for kind in ("f4", "i4")))
             evaluation.query(variables, np.asarray(one), np.full(len(one), 0.01), state, 0, steps)
+        elif measure == "clean":
+            evaluation.clean(variables, one)
         else:
-            evaluation.predictions(variables, measure, 0.01 * (measure != "clean"), 0.02, one)
+            evaluation.attacked(variables, measure, 0.01, 0.02, one)
     return Program(caught.traced, steps, evaluation.block, "evaluate.block", macs, steps)
 
 
@@ -153,7 +156,7 @@ def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any
     variables = _generator(dataset.num_classes, dataset.image_shape[-1])
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
-        mock.patch.object(gan_task, "load_generator", lambda *_: (None, variables, described)),
+        mock.patch.object(artifacts, "load_gan", lambda *_: (None, variables, described)),
         parallel.rehearsal(on) as caught,
     ):
         run = project_task.ProjectRun(config, None)

@@ -10,7 +10,7 @@ import pytest
 from configs import spheres
 from gradalign_jax import alignment, robustness
 from gradalign_jax.errors import RunError
-from gradalign_jax.evaluation import measurements, warnings
+from gradalign_jax.evaluation import schedule, warnings
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import classifier, evaluate
 
@@ -66,7 +66,7 @@ class Killed(BaseException):
 
 def test_repeats_the_run_s_numbers_and_survives_kills(trained, tmp_path, monkeypatch):
     path, before = trained
-    monkeypatch.setattr("gradalign_jax.experiment.subject.cw.make", fast_nearest)
+    monkeypatch.setattr("gradalign_jax.evaluation.programs.cw.make", fast_nearest)
     config = evaluation(trained)
     whole = start(evaluate, tmp_path / "whole", config)
     assert (whole["dataset"], whole["method"], whole["seed"]) == ("spheres", "align", 0)
@@ -202,7 +202,7 @@ def curve(*errors, censored=False):
         ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {}, []),
         ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, ["no gradient, zero or not a number, on 25.0%"]),
         ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25}, ["attack with the margin loss"]),
-        ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25, "loss": "margin"}, ["believe Square Attack there"]),
+        ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25, "loss": "margin"}, ["rely on Square Attack there"]),
         ({"square_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, []),  # it needs no gradient
         (
             {"pgd_l2": curve(0.0, 0.6, 0.5, 1.0)},
@@ -225,7 +225,7 @@ def curve(*errors, censored=False):
     ],
 )
 def test_an_evaluation_says_what_speaks_against_it(curves, options, named):
-    lines = warnings.warnings(curves, **options)
+    lines = warnings.collect(curves, **options)
     assert len(lines) == len(named)
     for line, word in zip(lines, named, strict=True):
         assert word in line
@@ -242,8 +242,8 @@ def test_a_plan_is_cut_into_points_that_cover_every_image():
     class Fake:
         size, block, alignments = 23, 2, None
 
-    plan = measurements.Plan({"pgd_linf": (0.1, (1.0, 2.0))}, (1.0,), 10, square_images=5, nearest_images=3)
-    points = measurements.schedule(Fake(), {}, plan)
+    plan = schedule.Plan({"pgd_linf": (0.1, (1.0, 2.0))}, (1.0,), 10, square_images=5, nearest_images=3)
+    points = schedule.schedule(Fake(), {}, plan)
     covered = {}
     for point in points:
         covered.setdefault((point.measure, point.epsilon), []).extend(point.part)

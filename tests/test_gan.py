@@ -13,7 +13,7 @@ from configs import mnist, squares32
 from gradalign_jax import data, parallel, training
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import config_checks
+from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.experiment.subject import create_classifier
 from gradalign_jax.models import biggan, spectral_norm
 from gradalign_jax.storage import weights
@@ -332,9 +332,9 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, compiled_once
         files = [(tmp_path / run / name).read_bytes() for run in ("whole", "killed")]
         assert files[0] == files[1]
     # What the projection reads.
-    generator, variables, described = task.load_generator(tmp_path / "whole", ema=True)
+    generator, variables, described = artifacts.load_gan(tmp_path / "whole", ema=True)
     assert described["ema"] and described["image_size"] == 32
-    assert described["digest"] == weights.digest(variables) != task.load_generator(tmp_path / "whole")[2]["digest"]
+    assert described["digest"] == weights.digest(variables) != artifacts.load_gan(tmp_path / "whole")[2]["digest"]
     image, _ = generator.apply(variables, jnp.zeros((2, 128)), jnp.array([0, 1]))
     chex.assert_shape(image, (2, 32, 32, 1))
 
@@ -374,9 +374,11 @@ def test_a_trained_classifier_judges_the_samples(tmp_path):
     weights.write(file, variables, config=config.to_dict())
     image = jnp.asarray(dataset.splits["test"].image)
     expected, _ = classifier.apply(variables, image, train=False)
-    np.testing.assert_allclose(task.load_classifier(str(tmp_path), dataset)(image), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(RunError, match="was trained on squares32: give one of mnist"):
-        task.load_classifier(str(tmp_path), dataset._replace(name="mnist"))
+    variables, config, _ = artifacts.load_classifier(tmp_path, "squares32", "config.gan.classifier")
+    judge = create_classifier(config, dataset)
+    np.testing.assert_allclose(judge.apply(variables, image)[0], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RunError, match="was trained on squares32, not on mnist: give a classifier of this data set"):
+        artifacts.load_classifier(tmp_path, "mnist", "config.gan.classifier")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, gan_run, tmp_path, monkey
                 start(tmp_path, small(gan_run))
             assert len(content(tmp_path)) == 1 + count
     with pytest.raises(RunError, match=r"lacks 1 of its 3 shards, the first is 2"):
-        project.load_estimate(tmp_path, data.load("squares32", limit=LIMIT))
+        artifacts.load_projections(tmp_path, data.load("squares32", limit=LIMIT))
     start(tmp_path, small(gan_run))
     assert content(tmp_path) == content(finished[0])
 
@@ -167,10 +167,10 @@ def test_another_data_sets_generator_is_refused(tmp_path):
 def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
     path, _ = finished
     dataset = data.load("squares32", limit=LIMIT)
-    estimate = project.load_estimate(path, dataset)
+    estimate = artifacts.load_projections(path, dataset)
     split = dataset.splits["test"]
     target = np.array([0, 1, 1, 0, 1, 0])
-    vector = jax.jit(estimate.delta_x)(estimate.arrays, split.image, split.label, target, split.index)
+    vector = jax.jit(estimate.delta_x)(split.image, split.label, target, split.index)
     pairs = shards.find(path / "store").read()
     place = {pair: i for i, pair in enumerate(zip(pairs["index"], pairs["target"], strict=True))}
     chosen = [place[pair] for pair in zip(split.index, target, strict=True)]
@@ -182,30 +182,32 @@ def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
 
 def test_an_estimate_that_lacks_what_is_needed_is_refused(finished, tmp_path):
     with pytest.raises(RunError, match=r"identity\.json is missing: give the directory of a project run"):
-        project.load_estimate(tmp_path, data.load("squares32", limit=LIMIT))
+        artifacts.load_projections(tmp_path, data.load("squares32", limit=LIMIT))
     section = squares32.get_config("align").delta_x
     section.store = str(finished[0])
-    assert artifacts.load(section, data.load("squares32", limit=LIMIT), "train") is not None
-    assert artifacts.load(section, data.load("squares32", limit=50), "test", LIMIT) is not None
-    with pytest.raises(RunError, match=r"no Δx of 4 of the 10 train images that are needed, image 6 the first"):
-        artifacts.load(section, data.load("squares32", limit=10), "train")
-    with pytest.raises(RunError, match="knows no Δx of 6 of the 6 validation images"):
-        artifacts.load(section, data.load("squares32", limit=LIMIT), "validation")
+    assert artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "train") is not None
+    assert artifacts.load_delta_x(section, data.load("squares32", limit=50), "test", LIMIT) is not None
+    with pytest.raises(RunError, match=r"no Δx for 4 of the 10 train images in use, the first is image 6"):
+        artifacts.load_delta_x(section, data.load("squares32", limit=10), "train")
+    with pytest.raises(RunError, match="has no Δx for 6 of the 6 validation images"):
+        artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "validation")
     changed = data.load("squares32", limit=LIMIT)
     changed.splits["test"].image[2] += 0.25
     with pytest.raises(RunError, match="projections of other images: image 10202"):
-        artifacts.load(section, changed, "test")
+        artifacts.load_delta_x(section, changed, "test")
     with pytest.raises(RunError, match="holds projections of squares32: give a run of mnist"):
-        project.load_estimate(finished[0], changed._replace(name="mnist"))
+        artifacts.load_projections(finished[0], changed._replace(name="mnist"))
 
 
 def test_one_generator_does_not_train_and_measure(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     dataset = data.load("squares32", limit=LIMIT)
-    trained, measuring = (project.load_estimate(path, dataset) for path in (finished[0], tmp_path / "copy"))
+    trained, measuring = (
+        artifacts.load_projections(path, dataset).described for path in (finished[0], tmp_path / "copy")
+    )
     artifacts.check_apart(trained, measuring, same_allowed=True)
     artifacts.check_apart(trained, None, same_allowed=False)
-    with pytest.raises(RunError, match="the generator whose Δx trains is the one whose Δx measures"):
+    with pytest.raises(RunError, match="the generator whose Δx trains is also the one whose Δx measures"):
         artifacts.check_apart(trained, measuring, same_allowed=False)
 
 
@@ -220,7 +222,7 @@ def test_mnist_is_compared_on_its_own_pixels():
     folded = biggan_folded.fold(lively(10, 1, width=8)[1])
     z, label = jnp.ones((2, 128)), jnp.array([3, 5])
     whole, cut = jax.jit(
-        lambda: (biggan_folded.generate(folded, z, label), project.generate_fn(folded, 28)(z, label))
+        lambda: (biggan_folded.generate(folded, z, label), artifacts.generate_fn(folded, 28)(z, label))
     )()
     chex.assert_trees_all_equal(cut, whole[:, 2:30, 2:30])
 

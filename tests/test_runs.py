@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 
 from configs import spheres
 from gradalign_jax import data, models, parallel, training
@@ -155,7 +156,7 @@ def test_evaluation_does_not_depend_on_devices():
             block=10,
             key=jax.random.key(2),
             attacks={"pgd_linf": pgd.make("linf", steps=5), "pgd_l2": pgd.make("l2", steps=5)},
-            delta_x=Estimate((), lambda _, *batch: spheres_set.delta_x(*batch), {}),
+            delta_x=Estimate(Partial(spheres_set.delta_x), {}),
         )
         copies = parallel.replicate(variables, on)
         errors = [evaluation.errors(copies, a, e, e / 3) for a in ("pgd_linf", "pgd_l2") for e in (0, 1e-3, 0.2)]

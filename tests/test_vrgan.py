@@ -16,7 +16,6 @@ from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.models import mlp, residual_mlp, unet
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.workdir import Workdir
-from gradalign_jax.tasks import gan
 from gradalign_jax.tasks import vrgan as task
 from gradalign_jax.training import vrgan
 from gradalign_jax.types import Batch
@@ -158,7 +157,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
         task.run(config, killed)
     assert saves == [4]
     got = task.run(config, killed)
-    trees = [weights.read(w.path / task.FILE)[0] for w in (whole, killed)]
+    trees = [weights.read(w.path / artifacts.GENERATOR)[0] for w in (whole, killed)]
     chex.assert_trees_all_equal(*trees)
     assert got["similarity"] == expected["similarity"]
     assert got["best"] == expected["best"]
@@ -196,22 +195,22 @@ def test_align_takes_the_generator_that_it_is_given(tmp_path):
     chosen = squares32.get_config("align,smoke")
     chosen.delta_x.generator = str(directory)
     config_checks.check(chosen)
-    estimate = artifacts.load(chosen.delta_x, dataset, "train")
+    estimate = artifacts.load_delta_x(chosen.delta_x, dataset, "train")
     image, label = jnp.asarray(dataset.splits["test"].image), jnp.asarray(dataset.splits["test"].label)
-    got = estimate.delta_x(estimate.arrays, image, label, 1 - label, jnp.arange(8))
-    variables, _ = weights.read(directory / task.FILE)
-    expected = task.create_generator(config).apply(variables, image, 1 - label, label)[0]
+    got = estimate.delta_x(image, label, 1 - label, jnp.arange(8))
+    variables, _ = weights.read(directory / artifacts.GENERATOR)
+    expected = artifacts.create_residual_generator(config).apply(variables, image, 1 - label, label)[0]
     np.testing.assert_array_equal(got, expected)
     with pytest.raises(RunError, match="a generator for squares32, not mnist35"):
-        task.load_estimate(directory, dataset._replace(name="mnist35"))
-    weights.write(tmp_path / task.FILE, {"raw": variables, "ema": variables}, config={"task": "gan"})
+        artifacts.load_residual(directory, dataset._replace(name="mnist35"))
+    weights.write(tmp_path / artifacts.GENERATOR, {"raw": variables, "ema": variables}, config={"task": "gan"})
     with pytest.raises(RunError, match="holds the generator of a gan run"):
-        task.load_estimate(tmp_path, dataset)
+        artifacts.load_residual(tmp_path, dataset)
     with pytest.raises(RunError, match="holds no conditional GAN"):
-        gan.load_generator(directory)
-    (tmp_path / task.FILE).unlink()
+        artifacts.load_gan(directory)
+    (tmp_path / artifacts.GENERATOR).unlink()
     with pytest.raises(RunError, match="is missing"):
-        task.load_estimate(tmp_path, dataset)
+        artifacts.load_residual(tmp_path, dataset)
 
 
 def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):

@@ -1,66 +1,68 @@
-"""Measures a classifier on one split: what it says under an attack of size ε, and every alignment.
+"""The compiled measurements of a classifier on one split: predictions under each attack, alignments, distances.
 
-The split goes through in blocks of one fixed size, whole blocks to a device, keyed image by image. What is measured
-of an image thus depends neither on the number of devices nor on who shares its block, and ε, being traced, never
-recompiles. Reductions are the caller's, on the host.
+ε is traced, so a new value never recompiles. Results are arrays on the host, one row per image; means are taken later.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradalign_jax import alignment, memory, parallel
-from gradalign_jax.attacks import pgd, square
-from gradalign_jax.attacks.cw import Found
+from gradalign_jax import alignment, parallel
+from gradalign_jax.attacks import cw, pgd, square
 from gradalign_jax.data import pipeline
+from gradalign_jax.evaluation.blocks import Blocks
+from gradalign_jax.evaluation.options import Attacks
 from gradalign_jax.ops import precision
-from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, LogitsFn, Variables
+from gradalign_jax.types import Array, Attack, Classifier, Estimate, LogitsFn, Variables
 
 
 def predicted(logits: Array) -> Array:
-    """The class of the largest logit `[B]`; -1, which is no class, where one is NaN (argmax would say class 0)."""
+    """Return the class of the largest logit `[B]`, or -1 (no class) where a logit is NaN; argmax would return 0."""
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
 
 
-class Reported(NamedTuple):
-    """A model on a device: called, the logits that are reported; `searched`, the same prepared for a search."""
+class Model(NamedTuple):
+    """A classifier with its weights, in evaluation mode.
+
+    Calling it gives the logits that are reported; `searched` gives the same model prepared for an attack's many calls.
+    """
 
     classifier: Classifier
     variables: Variables
 
     def __call__(self, image: Array) -> Array:
-        """Logits `[B, K]` of images, in evaluation mode."""
+        """Return logits `[B, K]`."""
         return self.classifier.apply(self.variables, image, train=False)[0]
 
     def searched(self, name: str) -> LogitsFn:
-        """The logits that a search of this precision sees."""
+        """Return the logits function for a search with this precision (one of `precision.NAMES`)."""
         return self.classifier.searched(self.variables, precision.factors(name))
 
 
 class Evaluation:
-    """One split on the devices, and the compiled programs that measure on it.
+    """The measurements of one classifier on one split; a program is built when it is first used.
 
-    Every measurement takes `variables` with a leading device axis, as `parallel.replicate` makes it, and `part`, the
-    images to measure (a range of places in the split; default: all).
+    Every measurement takes `variables` with a leading device axis (`parallel.replicate`), and `part`, a range of
+    positions in the split (default: all).
 
     Args:
-      classifier: the model; evaluation mode is used throughout.
+      classifier: the model; it is always called in evaluation mode.
       split: images, labels and indices on the host.
       on: the devices.
       block: images per device and program call.
-      key: the attacks' randomness derives from it, ε's index in no way: all ε share their noise.
-      attacks: by name, as `attacks.pgd.make` builds them.
-      delta_x: for ᾱ_Δx; None leaves it out.
-      loss: what the attacks ascend; where its gradient is zero they are blind.
+      key: source of the attacks' randomness; all ε share the same noise.
+      attacks: white-box attacks by name, built by `attacks.pgd.make`.
+      delta_x: the Δx of ᾱ_Δx; None leaves that alignment out.
+      loss: the loss that the attacks ascend, to count the images where its gradient is zero.
       black_box: `attacks.square.parts(...)`.
       nearest: `attacks.cw.make(...)`.
-      search, queries: precision of the inner steps of `attacks` and of the queries of `black_box`, of
-        `precision.NAMES`. What they find is judged by the model as it is, with the precision that JAX is set to.
-      block_key: what `block` is called where it was set, for the message when memory runs out.
+      search, queries: precision of the inner steps of `attacks` and of the queries of `black_box` (one of
+        `precision.NAMES`). The images they find are classified by the model itself, in JAX's current precision.
+      block_key: name of the setting behind `block`, for the message when memory runs out.
     """
 
     def __init__(
@@ -75,110 +77,107 @@ class Evaluation:
         delta_x: Estimate | None,
         loss: str = "margin",
         black_box: square.Parts | None = None,
-        nearest: Callable[..., Found] | None = None,
+        nearest: Callable[..., cw.Found] | None = None,
         search: str = "float32",
         queries: str = "float32",
         block_key: str = "config.evaluate.block",
     ):
-        self.size, self.label, self.block = len(split.label), np.asarray(split.label), min(block, len(split.label))
-        self._on, self._key, self._block_key = on, key, block_key
-        self._data = parallel.replicate(split, on)
-        self._estimate = parallel.replicate(delta_x.arrays if delta_x else (), on)
-        self._delta_x, self._loss = delta_x, loss
+        self.blocks = Blocks(split, on=on, block=block, key=key, block_key=block_key)
+        self.size, self.label, self.block = self.blocks.size, self.blocks.label, self.blocks.block
+        self._classifier, self._attacks, self._loss = classifier, attacks, loss
+        self._black_box, self._nearest = black_box, nearest
+        self._search, self._queries = search, queries
+        self._delta_x = parallel.replicate(delta_x.delta_x if delta_x else (), on)
+        self._attacked: dict[str, Callable] = {}
 
-        def compiled(program: Callable, *in_axes: int | None) -> Callable:
-            """program(model, batch, keys, rows, *rest), over the places `rows["place"]` of the split."""
-
-            def on_device(variables, data, key, rows, *rest):
-                batch = pipeline.gather(data, rows["place"])
-                keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(rows["place"])
-                return program(Reported(classifier, variables), batch, keys, rows, *rest)
-
-            return parallel.pmap(on_device, on, in_axes=(0, 0, None, 0, *in_axes))
-
-        def attacked(attack, model, batch, keys, rows, epsilon, step_size):
-            with precision.scope(search):
-                image = attack(model.searched(search), keys, batch.image, batch.label, epsilon, step_size)
-            return predicted(model(image))
-
-        def start(logits_fn, batch, keys, rows):
-            return black_box.start(logits_fn, keys, batch.image, batch.label, rows["epsilon"])
-
-        def query(model, batch, keys, rows, first, last):
-            arguments = (keys, batch.image, batch.label, rows["epsilon"])
-            with precision.scope(queries):
-                state = black_box.search(model.searched(queries), *arguments, rows["state"], first, last)
-            return black_box.decide(model, *arguments[1:], state)
-
-        self._attacked = {name: compiled(partial(attacked, attack), None, None) for name, attack in attacks.items()}
-        self._clean = compiled(lambda logits_fn, batch, keys, rows: predicted(logits_fn(batch.image)))
-        self._aligned = compiled(self._align, 0)
-        self._by_class = compiled(self._align_by_class, 0)
-        self._start, self._query = compiled(start), compiled(query, None, None)
-        self._nearest = compiled(lambda logits_fn, batch, *_: nearest(logits_fn, batch.image, batch.label).distance)
-
-    def _align(self, logits_fn, batch, keys, rows, arrays):
-        bound = self._delta_x and partial(self._delta_x.delta_x, arrays)
-        blind = pgd.vanishing(logits_fn, batch.image, batch.label, self._loss)
-        return alignment.measure(logits_fn, bound, *batch) | {"zero_gradient": blind}
-
-    def _align_by_class(self, logits_fn, batch, keys, rows, arrays):
-        return alignment.by_class(logits_fn, self._delta_x and partial(self._delta_x.delta_x, arrays), *batch)
-
-    def _over_blocks(self, program: Callable, variables: Variables, rows: Any, *rest) -> Any:
-        """Calls the program on `rows` (arrays `[n, ...]`) block by block and returns `[n, ...]` results on the host."""
-        count, group = len(rows["place"]), len(self._on) * self.block
-        pending = []
-        with memory.limited_by(self._block_key, self.block, self._on[0]):
-            for first in range(0, count, group):  # the last call repeats a row until it is full
-                some = np.arange(first, first + group).clip(max=count - 1).reshape(len(self._on), self.block)
-                chosen = parallel.split(jax.tree.map(lambda leaf: leaf[some], rows), self._on)
-                pending.append(program(variables, self._data, self._key, chosen, *rest))
-            # All are on their way; fetching the first does not hold up the rest.
-            results = jax.device_get(pending)
-        return jax.tree.map(
-            lambda *parts: np.concatenate([part.reshape(group, *part.shape[2:]) for part in parts])[:count], *results
+    def _program(self, measure: Callable, *in_axes: int | None) -> Callable:
+        """Build a program of measure(model, batch, keys, rows, *rest)."""
+        return self.blocks.program(
+            lambda variables, *rest: measure(Model(self._classifier, variables), *rest), *in_axes
         )
 
-    def program(self, measure: Callable[[Variables, Batch], Any]) -> Callable[[Variables], Any]:
-        """A measurement of one's own, measure(variables, batch) -> `[B, ...]`, as a function of variables alone."""
+    @cached_property
+    def _clean_program(self) -> Callable:
+        return self._program(lambda model, batch, keys, rows: predicted(model(batch.image)))
 
-        def on_device(variables, data, key, rows):
-            return measure(variables, pipeline.gather(data, rows["place"]))
+    def _attack_program(self, name: str) -> Callable:
+        def attacked(model, batch, keys, rows, epsilon, step_size):
+            with precision.scope(self._search):
+                image = self._attacks[name](
+                    model.searched(self._search), keys, batch.image, batch.label, epsilon, step_size
+                )
+            return predicted(model(image))
 
-        compiled = parallel.pmap(on_device, self._on, in_axes=(0, 0, None, 0))
-        return lambda variables: self._over_blocks(compiled, variables, self._rows(None))
+        if name not in self._attacked:
+            self._attacked[name] = self._program(attacked, None, None)
+        return self._attacked[name]
 
-    def _rows(self, part: range | None) -> dict[str, np.ndarray]:
-        return {"place": np.asarray(range(self.size) if part is None else part, np.int32)}
+    @cached_property
+    def _alignment_program(self) -> Callable:
+        def aligned(model, batch, keys, rows, delta_x):
+            blind = pgd.vanishing(model, batch.image, batch.label, self._loss)
+            return alignment.measure(model, delta_x or None, *batch) | {"zero_gradient": blind}
 
-    def predictions(
+        return self._program(aligned, 0)
+
+    @cached_property
+    def _by_class_program(self) -> Callable:
+        return self._program(
+            lambda model, batch, keys, rows, delta_x: alignment.by_class(model, delta_x or None, *batch), 0
+        )
+
+    @cached_property
+    def _start_program(self) -> Callable:
+        def start(model, batch, keys, rows):
+            return self._black_box.start(model, keys, batch.image, batch.label, rows["epsilon"])
+
+        return self._program(start)
+
+    @cached_property
+    def _query_program(self) -> Callable:
+        def query(model, batch, keys, rows, first, last):
+            arguments = (keys, batch.image, batch.label, rows["epsilon"])
+            with precision.scope(self._queries):
+                logits_fn = model.searched(self._queries)
+                state = self._black_box.search(logits_fn, *arguments, rows["state"], first, last)
+            return self._black_box.decide(model, *arguments[1:], state)
+
+        return self._program(query, None, None)
+
+    @cached_property
+    def _nearest_program(self) -> Callable:
+        return self._program(lambda model, batch, keys, rows: self._nearest(model, batch.image, batch.label).distance)
+
+    def clean(self, variables: Variables, part: range | None = None) -> np.ndarray:
+        """Return the predicted class of each image, int `[n]`."""
+        return self._clean_program(variables, self.blocks.rows(part))
+
+    def attacked(
         self, variables: Variables, attack: str, epsilon: float, step_size: float, part: range | None = None
     ) -> np.ndarray:
-        """The class each image is taken for after an attack of size ε, int `[n]`; no attack at ε = 0."""
-        if epsilon == 0:
-            return self._over_blocks(self._clean, variables, self._rows(part))
-        values = (np.float32(epsilon), np.float32(step_size))
-        return self._over_blocks(self._attacked[attack], variables, self._rows(part), *values)
+        """Return the predicted class of each image after an attack of size ε, int `[n]`."""
+        sizes = np.float32(epsilon), np.float32(step_size)
+        return self._attack_program(attack)(variables, self.blocks.rows(part), *sizes)
 
     def errors(self, variables: Variables, attack: str, epsilon: float, step_size: float) -> np.ndarray:
-        """Which images are misclassified after an attack of size ε, bool `[N]`."""
-        return self.predictions(variables, attack, epsilon, step_size) != self.label
+        """Return which images are misclassified after an attack of size ε, bool `[N]`; without an attack at ε = 0."""
+        found = self.clean(variables) if epsilon == 0 else self.attacked(variables, attack, epsilon, step_size)
+        return found != self.label
 
     def alignments(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
-        """All of `alignment.measure`, and whether the loss's gradient is zero (`zero_gradient`), `[n]` each."""
-        return self._over_blocks(self._aligned, variables, self._rows(part), self._estimate)
+        """Return all of `alignment.measure`, and whether the loss has no gradient (`zero_gradient`), `[n]` each."""
+        return self._alignment_program(variables, self.blocks.rows(part), self._delta_x)
 
     def by_class(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
-        """All of `alignment.by_class`, `[n, K]` each."""
-        return self._over_blocks(self._by_class, variables, self._rows(part), self._estimate)
+        """Return all of `alignment.by_class`, `[n, K]` each."""
+        return self._by_class_program(variables, self.blocks.rows(part), self._delta_x)
 
     def query(
         self, variables: Variables, place: np.ndarray, epsilon: np.ndarray, state: square.State, first: int, last: int
     ) -> square.State:
-        """Iterations first .. last - 1 of Square Attack on the images at `place`, each with its ε and its state."""
+        """Run Square Attack's queries first .. last - 1 on the images at `place`, each with its own ε and state."""
         rows = {"place": place, "epsilon": np.asarray(epsilon, np.float32), "state": state}
-        return self._over_blocks(self._query, variables, rows, np.int32(first), np.int32(last))
+        return self._query_program(variables, rows, np.int32(first), np.int32(last))
 
     def square(
         self,
@@ -188,18 +187,21 @@ class Evaluation:
         part: range | None = None,
         tick: Callable[[int, int], None] = lambda queries, left: None,
     ) -> dict[str, np.ndarray]:
-        """Square Attack at all ε at once: `fooled` (or misclassified before) and `queries` spent, `[ε, n]` each.
+        """Run Square Attack at all ε at once.
 
-        (image, ε) pairs fill the blocks; the fooled leave after each chunk of queries and the rest close ranks.
+        (image, ε) pairs fill the blocks; after each chunk of queries the fooled pairs leave and the rest are packed.
+
+        Returns:
+          `fooled` (an image misclassified without an attack counts) and the number of `queries`, `[ε, n]` each.
         """
-        place = self._rows(part)["place"]
+        place = self.blocks.rows(part)["place"]
         rows = {
             "place": np.tile(place, len(epsilons)),
             "epsilon": np.repeat(np.asarray(epsilons, np.float32), len(place)),
         }
 
         def start(pairs):
-            return self._over_blocks(self._start, variables, {name: leaf[pairs] for name, leaf in rows.items()})
+            return self._start_program(variables, {name: leaf[pairs] for name, leaf in rows.items()})
 
         def search(pairs, state, first, last):
             return self.query(variables, rows["place"][pairs], rows["epsilon"][pairs], state, first, last)
@@ -209,5 +211,24 @@ class Evaluation:
         return {"fooled": ~(state.margin > 0).reshape(shape), "queries": state.queries.reshape(shape)}
 
     def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
-        """The L2 distance to the nearest image found to be misclassified, `[n]`; +inf where none was."""
-        return self._over_blocks(self._nearest, variables, self._rows(part))
+        """Return the L2 distance to the nearest misclassified image found, `[n]`; +inf where none was found."""
+        return self._nearest_program(variables, self.blocks.rows(part))
+
+
+def build(classifier: Classifier, split: pipeline.Split, attacks: Attacks, **options: Any) -> Evaluation:
+    """Build the `Evaluation` of these attacks; `options` are its other arguments (on, block, key, delta_x, ...)."""
+    bounds, white, black, nearest = attacks.bounds, attacks.pgd, attacks.square, attacks.cw
+    norms = white.norms if white else ()
+    return Evaluation(
+        classifier,
+        split,
+        attacks={f"pgd_{norm}": pgd.make(norm, white.steps, loss=white.loss, bounds=bounds) for norm in norms},
+        loss=attacks.loss,
+        search=white.precision if white else "float32",
+        black_box=square.parts(black.queries, bounds=bounds) if black else None,
+        queries=black.precision if black else "float32",
+        nearest=cw.make(iterations=nearest.iterations, learning_rate=nearest.learning_rate, bounds=bounds)
+        if nearest
+        else None,
+        **options,
+    )

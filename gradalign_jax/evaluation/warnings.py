@@ -1,11 +1,13 @@
-"""What an evaluation should say against itself, in plain words (after the checks of AutoAttack).
+"""Warnings that make an evaluation's numbers doubtful, in plain words (after the checks of AutoAttack).
 
-Robustness is what the attacks tried did not break, so signs that they were weak belong beside every number.
+Robustness is what the attacks did not break, so signs of weak attacks belong beside every number.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 NAMES = {"pgd_linf": "PGD L∞", "pgd_l2": "PGD L2", "square_linf": "Square Attack"}
 # Error rates that differ by less may do so by the attacks' random starts.
@@ -24,35 +26,35 @@ def _of_curve(name: str, curve: Mapping[str, Any]) -> list[str]:
         )
     if curve["censored"]:
         lines.append(
-            f"ε50% under {name} is censored: its largest ε leaves the error at {errors[-1]:.1%}, under 51 %, and the "
-            "number tells of that ε more than of the classifier"
+            f"ε50% under {name} is censored: its largest ε leaves the error at {errors[-1]:.1%}, under 51 %, so the "
+            "number describes that ε more than the classifier"
         )
     elif errors[-1] < 1:
         lines.append(
-            f"{name} at its largest ε={epsilons[-1]:g} leaves {1 - errors[-1]:.1%} of the images classified right: "
-            "with an ε that large an attack should fool all"
+            f"{name} at its largest ε={epsilons[-1]:g} leaves {1 - errors[-1]:.1%} of the images correctly "
+            "classified: with an ε that large an attack should fool all"
         )
     return lines
 
 
-def warnings(
+def collect(
     curves: Mapping[str, Mapping[str, Any]],
     zero_gradients: float | None = None,
     white_box: Sequence[float] | None = None,
     loss: str = "cross_entropy",
 ) -> list[str]:
-    """Reasons to doubt an evaluation's numbers, a line each; none is good news.
+    """Return reasons to doubt an evaluation's numbers, a line each; an empty list is good news.
 
     Args:
       curves: by attack (`pgd_linf`, `pgd_l2`, `square_linf`): `epsilons`, `errors`, and `censored` as
         `robustness.epsilon_half` says.
-      zero_gradients: share of images on which the attack's loss has no gradient at all, or none that is finite.
-      white_box: errors of PGD L∞ on the images and at the ε of `square_linf`; None takes its curve.
+      zero_gradients: share of images where the gradient of the attack's loss is zero or not finite in every pixel.
+      white_box: errors of PGD L∞ on the images and at the ε of `square_linf`; None: those of its curve.
       loss: PGD's.
     """
     lines = []
     if zero_gradients and any(name.startswith("pgd") for name in curves):
-        remedy = "believe Square Attack there" if loss == "margin" else "attack with the margin loss"
+        remedy = "rely on Square Attack there" if loss == "margin" else "attack with the margin loss"
         lines.append(
             f"the attacks' loss has no gradient, zero or not a number, on {zero_gradients:.1%} of the images: PGD is "
             f"blind there, and its errors are too low; {remedy}"
@@ -73,3 +75,31 @@ def warnings(
                 "needs more steps or larger ones"
             )
     return lines
+
+
+def not_finite(alignments: Mapping[str, np.ndarray]) -> list[str]:
+    """Return a line for each alignment `[N]` that is not a number on some images, where its mean is left out."""
+    lines = []
+    for name, values in alignments.items():
+        if count := int(np.sum(~np.isfinite(values))):
+            lines.append(
+                f"{name} is not a number on {count} of {len(values)} images, where Δx or the gradient is not finite: "
+                "its mean is left out"
+            )
+    return lines
+
+
+def far_descent(distance: np.ndarray, smallest_epsilon: np.ndarray) -> list[str]:
+    """Return a line if Carlini and Wagner's distance exceeds an ε at which PGD L2 fooled the same image.
+
+    Args:
+      distance: `[n]`, of the first n images; +inf where none was found.
+      smallest_epsilon: `[N]`, the smallest ε at which PGD L2 fooled each image; +inf where none did.
+    """
+    farther = distance > smallest_epsilon[: len(distance)] * (1 + _NOISE)
+    if not farther.any():
+        return []
+    return [
+        f"Carlini and Wagner's distance is larger than an ε at which PGD L2 fooled the same image on {farther.sum()} "
+        f"of {len(distance)} images: its descent is too coarse; lower its learning rate"
+    ]

@@ -1,35 +1,68 @@
-"""Where a classifier run's Δx comes from: known exactly, a trained generator, or a store of projections."""
+"""Loaders of what finished runs hold: classifiers, generators, stores of projections, and the Δx made of them."""
 
+import hashlib
 import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from gradalign_jax.data import Dataset
+from gradalign_jax import data, models
+from gradalign_jax.deltax import projection
 from gradalign_jax.errors import RunError
-from gradalign_jax.types import Estimate
+from gradalign_jax.models import biggan, biggan_folded
+from gradalign_jax.storage import shards, weights
+from gradalign_jax.types import Array, Estimate, ResidualGenerator, Variables
 
-# Which task made what a config key names; its module has `load_estimate(directory, dataset) -> Estimate`.
-_MADE_BY = {"generator": "vrgan", "store": "project"}
+CLASSIFIER, GENERATOR, STORE = "classifier.safetensors", "generator.safetensors", "store"
 
 
-def load(section: ConfigDict, dataset: Dataset, split: str, images: int = 0) -> Estimate | None:
-    """The Δx that `section.generator` or `section.store` names, else the exact one, else None.
+# ---- Δx
 
-    split, images: what it is needed for, the first so many images of a split (0: all).
+
+def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images: int = 0) -> Estimate | None:
+    """Load the Δx that a config section names.
+
+    Args:
+      section: `config.delta_x` or `config.evaluate`: its `generator` or `store` is a finished run's directory; without
+        one, `name` is an estimator, a file of gradalign_jax/deltax whose `make(images, labels)` is given the training
+        split. Without any of them the Δx is the exact one, where the data set has it.
+      dataset: the data.
+      split, images: the examples that need a Δx: the first `images` of a split (0 = all).
+
+    Returns:
+      The Δx, or None where there is none.
 
     Raises:
-      RunError: if what the directory holds is unfinished, damaged, of another data set, or lacks some of those images.
+      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images.
     """
-    for key, task in _MADE_BY.items():
+    for key, load in (("generator", load_residual), ("store", load_projections)):
         if section[key]:
-            estimate = importlib.import_module(f"gradalign_jax.tasks.{task}").load_estimate(section[key], dataset)
+            estimate = load(section[key], dataset)
             if split in dataset.splits:
                 _check_covers(section[key], estimate, split, dataset.splits[split].index[: images or None])
             return estimate
+    name = section.get("name", "")
+    if name and name != "exact":
+        return _from_training_images(name, dataset)
     if dataset.delta_x is None:
         return None
-    return Estimate((), lambda _, *batch: dataset.delta_x(*batch), {"source": "exact"})
+    return Estimate(Partial(dataset.delta_x), {"source": "exact"})
+
+
+def _from_training_images(name: str, dataset: data.Dataset) -> Estimate:
+    if "train" not in dataset.splits:
+        raise RunError(f"{dataset.name} is sampled, without a training split for the Δx estimator {name!r}: use exact")
+    module = importlib.import_module(f"gradalign_jax.deltax.{name}")
+    train = dataset.splits["train"]
+    made = module.make(np.asarray(data.to_float(jnp.asarray(train.image))), train.label)
+    return Estimate(made if isinstance(made, Partial) else Partial(made), {"source": name})
 
 
 def _check_covers(directory: str, estimate: Estimate, split: str, index: np.ndarray) -> None:
@@ -38,19 +71,185 @@ def _check_covers(directory: str, estimate: Estimate, split: str, index: np.ndar
     lacking = index[~np.isin(index, estimate.index)]
     if len(lacking):
         raise RunError(
-            f"{directory} knows no Δx of {len(lacking)} of the {len(index)} {split} images that are needed, image "
-            f"{lacking[0]} the first: project those too (config.project.splits, config.project.images), or use fewer "
+            f"{directory} has no Δx for {len(lacking)} of the {len(index)} {split} images in use, the first is image "
+            f"{lacking[0]}: project those too (config.project.splits, config.project.images), or use fewer "
             "(config.data.limit, config.evaluate.images)"
         )
 
 
-def check_apart(trained: Estimate | None, measuring: Estimate | None, same_allowed: bool) -> None:
-    """Raises RunError where one generator made the Δx that trains and the Δx that measures, wherever each lies."""
-    # Raw weights and their average are of one run.
-    described = [estimate.described for estimate in (trained, measuring) if estimate]
-    generators = {each.get("run", each.get("digest")) for each in described}
+def check_apart(trained: Mapping[str, Any] | None, measuring: Mapping[str, Any] | None, same_allowed: bool) -> None:
+    """Refuse to measure alignment by the generator whose Δx trained the classifier, wherever its file lies.
+
+    Args:
+      trained, measuring: descriptions of the two Δx (`Estimate.described`); None: there is none.
+      same_allowed: accept it.
+
+    Raises:
+      RunError: if one generator made both.
+    """
+    # A run's raw weights and their moving average count as one generator.
+    generators = {each.get("run", each.get("digest")) for each in (trained, measuring) if each}
     if trained and measuring and not same_allowed and len(generators) == 1 and None not in generators:
         raise RunError(
-            "the generator whose Δx trains is the one whose Δx measures: ᾱ_Δx would tell how well training fitted it; "
-            "measure by another one's, or give config.evaluate.same_generator=True"
+            "the generator whose Δx trains is also the one whose Δx measures: ᾱ_Δx would show how well training fitted "
+            "it; measure with another generator, or give config.evaluate.same_generator=True"
         )
+
+
+# ---- classifiers
+
+
+def load_classifier(directory: str | os.PathLike, dataset_name: str, key: str) -> tuple[Variables, ConfigDict, dict]:
+    """Load a finished classifier run's weights, its config, and the description stored with the weights.
+
+    Args:
+      directory: the run's.
+      dataset_name: the data set it must have been trained on.
+      key: the config key that names the directory, for the message.
+
+    Raises:
+      RunError: if the weights are missing or damaged, or of another data set.
+    """
+    variables, described = weights.read(Path(directory) / CLASSIFIER)
+    config = ConfigDict(described["config"])
+    if config.data.name != dataset_name:
+        raise RunError(
+            f"{key}={directory} was trained on {config.data.name}, not on {dataset_name}: {_remedy(key, config)}"
+        )
+    return variables, config, described
+
+
+def _remedy(key: str, config: ConfigDict) -> str:
+    if key == "config.classifier":
+        return f"use --config=configs/{config.data.name}.py:evaluate"
+    return "give a classifier of this data set"
+
+
+def load_result(directory: str | os.PathLike) -> dict[str, Any]:
+    """Load a finished classifier run's result.
+
+    Raises:
+      RunError: if it is missing or damaged.
+    """
+    try:
+        return json.loads((Path(directory) / "result.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{directory}/result.json is missing or damaged: let that classifier run finish, or correct "
+            "config.classifier"
+        ) from error
+
+
+# ---- VR-GAN
+
+
+def create_residual_generator(config: ConfigDict, axis_name: str | None = None) -> ResidualGenerator:
+    """Create the configured VR-GAN generator."""
+    options = {key: value for key, value in config.generator.items() if key != "name"}
+    return models.create(config.generator.name, axis_name=axis_name, **options)
+
+
+def load_residual(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
+    """Load the Δx of a finished VR-GAN run: its generator's residual, in evaluation mode.
+
+    Raises:
+      RunError: if the run is unfinished, damaged, or of another data set.
+    """
+    variables, described = weights.read(Path(directory) / GENERATOR)
+    config = ConfigDict(described.get("config", {"task": "another"}))
+    if config.task != "vrgan":
+        raise RunError(
+            f"{directory} holds the generator of a {config.task} run: config.*.generator takes a vrgan run, "
+            "config.*.store a project run"
+        )
+    if config.data.name != dataset.name:
+        raise RunError(f"{directory} holds a generator for {config.data.name}, not {dataset.name}: give another one")
+    generator = create_residual_generator(config)
+
+    def delta_x(variables, image, label, target, index):
+        return generator.apply(variables, image, target, label)[0]
+
+    described = {"source": "vrgan", "digest": described["digest"], "seed": config.seed}
+    return Estimate(Partial(delta_x, variables), described)
+
+
+# ---- conditional GAN and projections
+
+
+def load_gan(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Generator, Variables, dict[str, Any]]:
+    """Load a finished GAN run's generator: its functions, its variables (or their moving average), its description.
+
+    The description holds num_classes, channels, width, latent_dim, image_size (the data set's images are the middle of
+    the generator's 32 pixels), dataset, ema, config, the digest of the variables, and that of the run.
+
+    Raises:
+      RunError: if the run is unfinished or its file damaged.
+    """
+    tree, described = weights.read(Path(directory) / GENERATOR)
+    if not {"raw", "ema"} <= tree.keys():
+        raise RunError(
+            f"{directory} holds no conditional GAN: config.project.generator takes the directory of a gan run"
+        )
+    shape = {name: described[name] for name in ("num_classes", "channels", "width", "latent_dim")}
+    variables = tree["ema" if ema else "raw"]
+    own = {"ema": ema, "digest": weights.digest(variables), "run": described["digest"]}
+    return biggan.create_generator(**shape), variables, described | own
+
+
+def generate_fn(folded: biggan_folded.Folded, size: int) -> projection.GenerateFn:
+    """Return the folded generator as a function of latents and classes, its images cropped to `size` pixels."""
+    return lambda z, label: biggan.crop(biggan_folded.generate(folded, z, label), size)
+
+
+def image_hashes(images: data.Split) -> np.ndarray:
+    """Return a hash of each image and label, uint64 `[N]`."""
+    found = [
+        hashlib.blake2b(image.tobytes() + label.tobytes(), digest_size=8).digest()
+        for image, label in zip(images.image, images.label, strict=True)
+    ]
+    return np.frombuffer(b"".join(found), np.uint64)
+
+
+def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
+    """Load the Δx of a finished projection run: G(z*, target) - x (Eq. 16), with x' generated where it is needed.
+
+    Raises:
+      RunError: if the run is unfinished or damaged, or its images are not this data set's.
+    """
+    directory = Path(directory)
+    found = shards.find(directory / STORE)
+    if found.identity["dataset"] != dataset.name:
+        raise RunError(f"{directory} holds projections of {found.identity['dataset']}: give a run of {dataset.name}")
+    pairs = found.read()
+    variables, described = weights.read(directory / GENERATOR)
+    if described["digest"] != found.identity["generator"]:
+        raise RunError(f"{directory / GENERATOR} is not the generator that {directory / STORE} was made with")
+    index, first = np.unique(pairs["index"], return_index=True)
+    _check_images(directory, dataset, index, pairs["image"][first])
+    row = np.zeros(index[-1] + 1, np.int32)
+    row[index] = np.arange(len(index), dtype=np.int32)
+    z = np.zeros((len(index), dataset.num_classes, pairs["z"].shape[1]), np.float32)
+    z[row[pairs["index"]], pairs["target"]] = pairs["z"]
+    size = dataset.image_shape[0]
+
+    def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
+        chosen = arrays["z"][arrays["row"][index], target]
+        return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
+
+    arrays = {"z": z, "row": row, "generator": biggan_folded.fold(variables)}
+    of = {name: described[name] for name in ("digest", "run")}
+    described = {"source": "projection", **of, "store": found.identity}
+    return Estimate(Partial(delta_x, arrays), described, index)
+
+
+def _check_images(directory: Path, dataset: data.Dataset, index: np.ndarray, expected: np.ndarray) -> None:
+    """Raise RunError where a projected image differs from the data set's."""
+    for split in dataset.splits.values():
+        covered = np.isin(split.index, index)
+        present = data.Split(*(rows[covered] for rows in split))
+        differ = image_hashes(present) != expected[np.searchsorted(index, present.index)]
+        if differ.any():
+            raise RunError(
+                f"{directory} holds projections of other images: image {present.index[differ][0]} of {dataset.name} "
+                "differs; project this data set"
+            )

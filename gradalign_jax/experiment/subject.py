@@ -1,4 +1,4 @@
-"""How a classifier is measured, for the tasks that do: its parts from the config, points that survive a kill, files."""
+"""The classifier of a task with its data, built from the config, and its measurement on the test split."""
 
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from gradalign_jax import alignment, data, memory, models, parallel
-from gradalign_jax.attacks import cw, pgd, square
+from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
-from gradalign_jax.evaluation import measurements
-from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.evaluation import results, schedule
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
+from gradalign_jax.evaluation.programs import Evaluation, build
 from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.storage import pictures
 from gradalign_jax.storage.workdir import Workdir, write_atomically
@@ -33,7 +33,7 @@ class Stream(IntEnum):
 
 
 def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
-    """The configured model; batch statistics, where there are any, are those of the whole batch over all devices."""
+    """Create the configured model; batch statistics, if it has any, are those of the whole batch over all devices."""
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
     if not options.get("frozen_norm", True):
         options["axis_name"] = parallel.AXIS
@@ -41,7 +41,10 @@ def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
 
 
 def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, float]:
-    """What attacked images are clamped to: [-1, 1], or with attack.clip="data" the training data's range if wider."""
+    """Return the range that attacked images are clamped to.
+
+    It is [-1, 1]; with attack.clip="data" it is widened to the range of the training images.
+    """
     if config.attack.clip == "range" or "train" not in dataset.splits:
         return IMAGE_RANGE
     image = dataset.splits["train"].image
@@ -51,10 +54,10 @@ def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, flo
 
 
 class Subject(NamedTuple):
-    """A classifier, without its weights, and the data that it is trained or measured on.
+    """A classifier without its weights, and the data that it is trained or measured on.
 
     config: the task's, with the sections `data`, `attack` and `evaluate`.
-    key: of the seed that trained it; a drawn test set and the attacks' randomness derive from it.
+    key: of the seed that trained the classifier; a sampled test set and the attacks' randomness derive from it.
     """
 
     config: ConfigDict
@@ -66,123 +69,134 @@ class Subject(NamedTuple):
     key: jax.Array
 
     def stream(self, number: int) -> jax.Array:
-        """One of the run's independent streams of randomness."""
+        """Return the key of one of the run's independent streams of randomness."""
         return jax.random.fold_in(self.key, number)
 
     def split(self, name: str) -> data.Split:
-        """A split on the host."""
+        """Return a split, on the host."""
         stream = {"validation": Stream.VALIDATION_SET, "test": Stream.TEST_SET}.get(name, 0)
         return batches.split(self.config, self.dataset, name, self.stream(stream))
 
-    def attack(self, norm: str) -> Attack:
-        """The configured PGD in one norm."""
+    def training_attack(self) -> Attack:
+        """Return the PGD L∞ that PGD training uses."""
         attack = self.config.attack
-        return pgd.make(norm, steps=attack.steps, loss=attack.loss, bounds=self.bounds)
+        return pgd.make("linf", steps=attack.steps, loss=attack.loss, bounds=self.bounds)
+
+    def attacks(self, *norms: str) -> Attacks:
+        """Return the configured attacks on a test split, with PGD in these norms."""
+        config, section = self.config, self.config.evaluate
+        white = PGD(
+            norms=norms,
+            steps=config.attack.steps,
+            step_size=config.attack.step_size,
+            l2_step_size=section.l2_step_size,
+            l2_epsilons=section.l2_epsilons,
+            loss=config.attack.loss,
+            precision=config.precision.evaluation,
+        )
+        black = Square(section.square_queries, section.square_images, config.precision.square)
+        return Attacks(
+            section.linf_epsilons,
+            white,
+            black if section.square_queries else None,
+            CW(section.cw_images, section.cw_iterations) if section.cw_images else None,
+            self.bounds,
+        )
 
     @property
     def block(self) -> int:
-        """Images that a program measures at a time on each device, where the config leaves it open as memory allows."""
+        """Images per device that a program measures at a time: the configured number, or as many as memory allows."""
         return self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
 
-    def evaluation(self, split: data.Split, stream: int, norms: tuple[str, ...], block: int = 0) -> Evaluation:
-        """Measurements on a split; `block` images at a time (0: `self.block`)."""
-        queries = self.config.evaluate.square_queries
-        return Evaluation(
+    def evaluation(self, split: data.Split, stream: int, attacks: Attacks, block: int = 0) -> Evaluation:
+        """Build the measurements of a split, `block` images at a time (0: `self.block`)."""
+        return build(
             self.classifier,
             split,
+            attacks,
             on=self.devices,
             block=block or self.block,
             key=self.stream(stream),
-            attacks={f"pgd_{norm}": self.attack(norm) for norm in norms},
             delta_x=self.measuring,
-            loss=self.config.attack.loss,
-            black_box=square.parts(queries, bounds=self.bounds) if queries else None,
-            nearest=cw.make(iterations=self.config.evaluate.cw_iterations, bounds=self.bounds),
-            search=self.config.precision.evaluation,
-            queries=self.config.precision.square,
         )
 
 
 def load_subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
-    """The parts that `config` names; model and seed are those of `run`, the config that trains or trained it."""
+    """Build the subject of a task; model and seed are those of `run`, the config that trains or trained it."""
     dataset = batches.load(config)
     return Subject(
         config,
         dataset,
         create_classifier(run, dataset),
         attack_bounds(config, dataset),
-        artifacts.load(config.evaluate, dataset, "test", config.evaluate.images),
+        artifacts.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images),
         parallel.devices(config.devices, batch_size),
         jax.random.key(run.seed),
     )
 
 
 def head(split: data.Split, images: int) -> data.Split:
-    """The first `images` of a split; 0: all."""
+    """Return the first `images` images of a split (0 = all)."""
     return data.Split(*(rows[: images or None] for rows in split))
 
 
-def plan(config: ConfigDict, by_class: bool) -> measurements.Plan:
-    """What the config asks to be measured on the test split."""
-    section = config.evaluate
-    return measurements.Plan(
-        white_box={
-            "pgd_linf": (config.attack.step_size, section.linf_epsilons),
-            "pgd_l2": (section.l2_step_size, section.l2_epsilons),
-        },
-        square_epsilons=section.linf_epsilons,
-        square_queries=section.square_queries,
-        square_images=section.square_images,
-        nearest_images=section.cw_images,
-        by_class=by_class,
-        loss=config.attack.loss,
-    )
+def a_few(split: data.Split, each: int, most: int | None = None) -> np.ndarray:
+    """Return the positions of the first `each` images of each class, at most `most` in all."""
+    return np.concatenate([np.flatnonzero(split.label == c)[:each] for c in np.unique(split.label)])[:most]
 
 
 def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = False) -> dict[str, Any]:
-    """Measures weights on the test split and draws the pictures; returns `measurements.summarise`.
+    """Measure weights on the test split and draw the pictures.
 
-    by_class: also write images.csv, with every class's distance and alignment.
+    Args:
+      subject: the classifier and its data.
+      variables: its weights.
+      workdir: records finished points, and holds the pictures.
+      by_class: also write images.csv, with the distances and alignments of every class.
+
+    Returns:
+      `results.summarize`, and a description of the Δx that measured.
     """
-    split = head(subject.split("test"), subject.config.evaluate.images)
-    asked = plan(subject.config, by_class)
-    copies, value = parallel.replicate(variables, subject.devices), workdir.remembered()
-    # Points are ranges of whole blocks, so an evaluation that resumes on another device keeps its block size.
-    block = value("block", None, 0, lambda: subject.block)
-    if subject.config.evaluate.block not in (0, block):  # asked for after memory ran out, say: measured anew
-        workdir.forget_points()
-        value = workdir.remembered()
-        block = value("block", None, 0, lambda: subject.block)
-    evaluation = subject.evaluation(split, Stream.TEST, ("linf", "l2"), block)
-    with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05) as bar:
-
-        def tick(queries: int, left: int) -> None:
-            bar.set_description(f"test square_linf, query {queries}, {left} left")
-
-        points = measurements.schedule(evaluation, copies, asked, tick)
-        bar.reset(len(points))
-        measured = []
-        for point in points:
-            size = "" if point.epsilon is None else f", ε={point.epsilon:g}"
-            bar.set_description(f"test {point.measure}{size}", refresh=False)
-            measured.append((point, value(point.measure, point.epsilon, point.part.start, point.compute)))
-            bar.update()
-    values = measurements.gather(measured)
+    config = subject.config
+    split = head(subject.split("test"), config.evaluate.images)
+    attacks = subject.attacks("linf", "l2")
+    plan = schedule.plan(attacks, by_class)
+    block, value = _recorded_block(subject, workdir)
+    evaluation = subject.evaluation(split, Stream.TEST, attacks, block)
+    values = schedule.measure(
+        evaluation,
+        parallel.replicate(variables, subject.devices),
+        plan,
+        lambda point: value(point.measure, point.epsilon, point.part.start, point.compute),
+    )
     if by_class:
-        write_atomically(workdir.path / "images.csv", measurements.table_of_images(values, split, asked))
+        write_atomically(workdir.path / "images.csv", results.table_of_images(values, split, plan))
     measuring = subject.measuring
-    result = measurements.summarise(values, split, asked) | {"delta_x": measuring and dict(measuring.described)}
-    draw(subject, variables, result["curves"], workdir)
+    result = results.summarize(values, split, plan) | {"delta_x": measuring and dict(measuring.described)}
+    draw(subject, variables, split, result["curves"], workdir)
     return result
 
 
-def draw(subject: Subject, variables: Any, curves: dict[str, Any], workdir: Workdir) -> None:
-    """The pictures: error over ε, and ∇ℓ(x) of a few test images."""
+def _recorded_block(subject: Subject, workdir: Workdir) -> tuple[int, Any]:
+    """Return the block size of a recorded evaluation, and the workdir's record of points.
+
+    Points are ranges of whole blocks, so an evaluation that resumes on another device keeps its block size; one that
+    is configured anew, for instance after memory ran out, is measured from the start.
+    """
+    value = workdir.remembered()
+    block = value("block", None, 0, lambda: subject.block)
+    if subject.config.evaluate.block in (0, block):
+        return block, value
+    workdir.forget_points()
+    value = workdir.remembered()
+    return value("block", None, 0, lambda: subject.block), value
+
+
+def draw(subject: Subject, variables: Any, split: data.Split, curves: dict[str, Any], workdir: Workdir) -> None:
+    """Draw the error over ε, and ∇ℓ(x) of a few images of the split; keep the arrays for the report."""
     pictures.draw_curves(workdir.path / "curves.png", curves)
-    split, measuring = head(subject.split("test"), subject.config.evaluate.images), subject.measuring
-    classes = np.unique(split.label)
-    each = max(1, 8 // len(classes))
-    few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in classes])[:8]
+    measuring, classes = subject.measuring, len(np.unique(split.label))
+    few = a_few(split, max(1, 8 // classes), 8)
     batch = pipeline.gather(data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few)))
 
     @jax.jit
@@ -192,8 +206,9 @@ def draw(subject: Subject, variables: Any, curves: dict[str, Any], workdir: Work
     gradient, target = gradients(variables, batch.image, batch.label)
     delta_x = None
     if measuring is not None:
-        delta_x = jax.jit(measuring.delta_x)(measuring.arrays, batch.image, batch.label, target, batch.index)
+        arguments = batch.image, batch.label, target, batch.index
+        delta_x = jax.jit(lambda vector, *arguments: vector(*arguments))(measuring.delta_x, *arguments)
     pictures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
     arrays = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
     arrays |= {} if delta_x is None else {"delta_x": delta_x}
-    np.savez_compressed(workdir.path / "pictures.npz", **arrays)  # the report's, without JAX
+    np.savez_compressed(workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX

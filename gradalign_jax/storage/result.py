@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax import __version__, paper
-from gradalign_jax.evaluation.measurements import ALPHAS
+from gradalign_jax.evaluation.results import ALPHAS
 from gradalign_jax.ops import precision
 
 _ROWS = {
@@ -45,7 +45,7 @@ def classifier_result(
     devices: list[str],
     notes: list[str],
 ) -> dict[str, Any]:
-    """What result.json holds: numbers as measured (`measurements.summarise`), None where nothing was.
+    """What result.json holds: numbers as measured (`evaluation.results.summarize`), None where nothing was.
 
     `run` is the config that trained the classifier: `config` itself, or that of the run which was evaluated.
     """

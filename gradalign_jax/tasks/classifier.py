@@ -45,15 +45,18 @@ class ClassifierRun:
         self.dataset, self.devices = self.subject.dataset, self.subject.devices
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
-        self.delta_x = artifacts.load(config.delta_x, self.dataset, "train") if config.method == "align" else None
-        artifacts.check_apart(self.delta_x, self.subject.measuring, config.evaluate.same_generator)
+        self.delta_x = (
+            artifacts.load_delta_x(config.delta_x, self.dataset, "train") if config.method == "align" else None
+        )
+        sources = [estimate and estimate.described for estimate in (self.delta_x, self.subject.measuring)]
+        artifacts.check_apart(*sources, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
     @cached_property
     def validation(self) -> Evaluation:
         """Measurements on the validation split."""
         split = head(self.subject.split("validation"), self.config.validate.images)
-        return self.subject.evaluation(split, Stream.VALIDATE, ("linf",))
+        return self.subject.evaluation(split, Stream.VALIDATE, self.subject.attacks("linf"))
 
     def validation_error(self, variables: Any, epsilon: float) -> float:
         """The error of PGD L∞ of size ε on the validation split."""
@@ -77,13 +80,13 @@ class ClassifierRun:
         config, estimate = self.config, self.delta_x
 
         def step(state, batch, keys, settings):
-            bound = estimate and partial(estimate.delta_x, settings["arrays"])
+            bound = settings.get("delta_x")
             method_step = training.make_step(
                 self.classifier,
                 create_optimizer(config),
                 config.method,
                 delta_x=bound,
-                attack=self.subject.attack("linf") if config.method == "pgd" else None,
+                attack=self.subject.training_attack() if config.method == "pgd" else None,
                 attack_precision=config.precision.attack,
                 training_precision=config.precision.training,
                 mean=parallel.mean,
@@ -95,7 +98,7 @@ class ClassifierRun:
         program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
         settings = {
             "baseline": {},
-            "align": {"weight": np.float32(config.align.weight), "arrays": estimate and estimate.arrays},
+            "align": {"weight": np.float32(config.align.weight), "delta_x": estimate and estimate.delta_x},
             "pgd": {name: np.float32(config.attack[name]) for name in ("epsilon", "step_size")},
         }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)

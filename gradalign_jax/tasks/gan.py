@@ -1,10 +1,8 @@
 """Task `gan`: train the conditional GAN, draw samples of it on the way, and check that it did not collapse."""
 
 import math
-import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +14,8 @@ from tqdm import tqdm
 from gradalign_jax import data, parallel, training
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import batches
+from gradalign_jax.evaluation.blocks import Blocks
+from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.experiment.subject import create_classifier
 from gradalign_jax.models import biggan
 from gradalign_jax.ops import precision
@@ -24,34 +23,13 @@ from gradalign_jax.storage import pictures, weights
 from gradalign_jax.storage.result import precisions, versions
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.training import gan, loop
-from gradalign_jax.types import LogitsFn, Variables
+from gradalign_jax.types import Classifier, Variables
 
-_FILE = "generator.safetensors"
 _LEAK = "the GAN was trained on the classifier's validation images too, as the authors' was"
 _BLOCK = 50  # samples that the check draws at a time
 
 # Streams of randomness below the run's one seed.
 _INIT, _ORDER, _STEP, _PICTURE, _CHECK = range(5)
-
-
-def load_generator(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Generator, Variables, dict]:
-    """The generator of a finished run: its functions, its variables (or their moving average), and what describes it.
-
-    described: num_classes, channels, width, latent_dim, image_size (the data set's is the middle of the 32 pixels),
-    dataset, ema, config, and the digest of the variables.
-
-    Raises:
-      RunError: if the run is unfinished or its file damaged.
-    """
-    tree, described = weights.read(Path(directory) / _FILE)
-    if not {"raw", "ema"} <= tree.keys():
-        raise RunError(
-            f"{directory} holds no conditional GAN: config.project.generator takes the directory of a gan run"
-        )
-    shape = {name: described[name] for name in ("num_classes", "channels", "width", "latent_dim")}
-    variables = tree["ema" if ema else "raw"]
-    own = {"ema": ema, "digest": weights.digest(variables), "run": described["digest"]}
-    return biggan.create_generator(**shape), variables, described | own
 
 
 def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
@@ -72,25 +50,13 @@ def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
     return split._replace(image=np.pad(split.image, ((0, 0), *margins, (0, 0)), constant_values=black))
 
 
-def load_classifier(directory: str, dataset: data.Dataset) -> LogitsFn:
-    """A finished classifier run's logits; RunError if it is of another data set."""
-    variables, described = weights.read(Path(directory) / "classifier.safetensors")
-    config = ConfigDict(described["config"])
-    if config.data.name != dataset.name:
-        raise RunError(
-            f"config.gan.classifier={directory!r} was trained on {config.data.name}: give one of {dataset.name}"
-        )
-    model = create_classifier(config, dataset)
-    return jax.jit(lambda image: model.apply(variables, image, train=False)[0])
-
-
 class GanRun:
     """One run's parts, put together from the config; `run` is the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
         self.dataset = batches.load(config)
-        self.logits_fn = load_classifier(config.gan.classifier, self.dataset) if config.gan.classifier else None
+        self.judge = self.load_judge() if config.gan.classifier else None
         self.images = training_images(config, self.dataset)
         self.per_epoch = self.iterations_per_epoch()
         self.devices = parallel.devices(config.devices, config.train.batch_size)
@@ -111,6 +77,12 @@ class GanRun:
     def stream(self, number: int) -> jax.Array:
         """One of the run's independent streams of randomness."""
         return jax.random.fold_in(self.key, number)
+
+    def load_judge(self) -> tuple[Classifier, Variables]:
+        """Load the classifier that judges samples, with its weights."""
+        directory, name = self.config.gan.classifier, self.dataset.name
+        variables, config, _ = artifacts.load_classifier(directory, name, "config.gan.classifier")
+        return create_classifier(config, self.dataset), variables
 
     # ---- training
 
@@ -222,21 +194,23 @@ class GanRun:
             "nearest_mean_accuracy": accuracy,
             "classifier_accuracy": None,
         }
-        if self.logits_fn is not None:
+        if self.judge is not None:
             result["classifier_accuracy"] = {name: self.classified(*each) for name, each in sets.items()}
         return result
 
     def classified(self, image: np.ndarray, label: np.ndarray) -> float:
-        """The share that the trained classifier finds to be of their class."""
-        blocks, mask = pipeline.padded_blocks(len(label), _BLOCK)
-        predicted = np.stack([np.asarray(self.logits_fn(jnp.asarray(image[block]))).argmax(-1) for block in blocks])
-        return float(np.mean(predicted[mask] == label))
+        """Return the share of images that the classifier assigns to their class."""
+        model, variables = self.judge
+        split = data.Split(image, np.asarray(label, np.int32), np.arange(len(label), dtype=np.int32))
+        blocks, on = Blocks(split, on=self.devices[:1], block=_BLOCK), self.devices[:1]
+        logits = blocks.map(lambda variables, batch: model.apply(variables, batch.image, train=False)[0])
+        return float(np.mean(logits(parallel.replicate(variables, on)).argmax(-1) == label))
 
     def run(self) -> dict[str, Any]:
         """Train, save the generator, check; returns the content of result.json."""
         state, config = self.train(), self.config
         digest = weights.write(
-            self.workdir.path / _FILE,
+            self.workdir.path / artifacts.GENERATOR,
             {"raw": state.generator, "ema": state.ema},
             **self.shape,
             latent_dim=config.gan.latent_dim,

@@ -1,10 +1,8 @@
 """Task `project`: find for every image and every class the generator's closest image, and keep its latent."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +15,16 @@ from gradalign_jax import alignment, data, memory, paper, parallel
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import projection
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import batches
-from gradalign_jax.models import biggan, biggan_folded
+from gradalign_jax.evaluation.blocks import Blocks
+from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.experiment.subject import a_few
+from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import precision
 from gradalign_jax.storage import pictures, shards, weights
 from gradalign_jax.storage.result import precisions, versions
 from gradalign_jax.storage.workdir import Workdir
-from gradalign_jax.tasks import gan
 from gradalign_jax.types import Array, Estimate
 
-_STORE, _GENERATOR = "store", "generator.safetensors"
 _PICTURED = 10  # images in the picture, and no fewer than two a class
 
 
@@ -47,20 +45,6 @@ def select(config: ConfigDict, dataset: data.Dataset) -> Pairs:
     return Pairs(images, row[kept], target[kept])
 
 
-def hashes(images: data.Split) -> np.ndarray:
-    """A hash of each image and label, uint64 `[N]`."""
-    found = [
-        hashlib.blake2b(image.tobytes() + label.tobytes(), digest_size=8).digest()
-        for image, label in zip(images.image, images.label, strict=True)
-    ]
-    return np.frombuffer(b"".join(found), np.uint64)
-
-
-def generate_fn(folded: biggan_folded.Folded, size: int) -> projection.GenerateFn:
-    """The folded generator as kernels take it, its images cut to the data set's pixels."""
-    return lambda z, label: biggan.crop(biggan_folded.generate(folded, z, label), size)
-
-
 def check_generator(directory: str, described: Mapping[str, Any], dataset: data.Dataset) -> None:
     """Raises RunError where a generator is of another data set."""
     found = described["dataset"], described["num_classes"], described["channels"]
@@ -77,7 +61,7 @@ class ProjectRun:
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
         self.dataset = batches.load(config)
-        _, self.variables, self.described = gan.load_generator(config.project.generator, config.project.ema)
+        _, self.variables, self.described = artifacts.load_gan(config.project.generator, config.project.ema)
         check_generator(config.project.generator, self.described, self.dataset)
         self.devices = parallel.devices(config.devices, 0)
         self.pairs = select(config, self.dataset)
@@ -90,7 +74,7 @@ class ProjectRun:
     def identity(self) -> dict[str, Any]:
         """All that the latents are a function of."""
         settings, images = self.config.project, self.pairs.images
-        digest = hashlib.blake2b(images.index.tobytes() + hashes(images).tobytes(), digest_size=16)
+        digest = hashlib.blake2b(images.index.tobytes() + artifacts.image_hashes(images).tobytes(), digest_size=16)
         return {
             "dataset": self.dataset.name,
             "data": digest.hexdigest(),
@@ -105,13 +89,13 @@ class ProjectRun:
 
     def begun(self) -> int:
         """The shards' size of a store that an earlier start began, on another device say; 0 if there is none."""
-        folder = self.workdir and self.workdir.path / _STORE
+        folder = self.workdir and self.workdir.path / artifacts.STORE
         return shards.find(folder).identity["shard"] if folder and (folder / "identity.json").exists() else 0
 
     @cached_property
     def store(self) -> shards.Store:
         """The store that this run fills, claimed when it is first asked for."""
-        return shards.claim(self.workdir.path / _STORE, self.identity())
+        return shards.claim(self.workdir.path / artifacts.STORE, self.identity())
 
     def program(self):
         """The compiled projection of one block of pairs on every device; it is traced once."""
@@ -124,8 +108,8 @@ class ProjectRun:
             self.traces += 1
             image = pipeline.to_float(images[row])
             with precision.scope(self.precision):
-                z = project(generate_fn(folded, size), image, target)
-            loss = projection.loss(generate_fn(exact, size), image, target, z)
+                z = project(artifacts.generate_fn(folded, size), image, target)
+            loss = projection.loss(artifacts.generate_fn(exact, size), image, target, z)
             return z, loss
 
         # What searches may be in bfloat16; what it found is measured in float32.
@@ -149,7 +133,7 @@ class ProjectRun:
             return
         limits = "config.project.block", self.block, self.devices[0], " in another --workdir"
         todo = sum(min(self.block, total - shard * self.block) for shard in missing)
-        program, image_hash, pending = self.program(), hashes(pairs.images), None
+        program, image_hash, pending = self.program(), artifacts.image_hashes(pairs.images), None
         with tqdm(total=total, initial=total - todo, unit="pair", desc="projecting", dynamic_ncols=True) as bar:
 
             def finish(shards: list[int], result: tuple[Array, Array]) -> None:
@@ -183,9 +167,9 @@ class ProjectRun:
     def run(self) -> dict[str, Any]:
         """Project, then look at what was found; returns the content of result.json."""
         missing = self.store.missing()  # refuses another run's store before anything is written
-        weights.write(self.workdir.path / _GENERATOR, self.variables, **self.described)
+        weights.write(self.workdir.path / artifacts.GENERATOR, self.variables, **self.described)
         self.project(missing)
-        estimate = load_estimate(self.workdir.path, self.dataset)
+        estimate = artifacts.load_projections(self.workdir.path, self.dataset)
         similarity = self.similarity(estimate)
         known = similarity is not None
         result = {
@@ -233,30 +217,27 @@ class ProjectRun:
         """cos(Δx, Δ̂x) towards the other class `[N]`, where Δx is known exactly."""
         if self.dataset.delta_x is None or self.dataset.num_classes != 2:
             return None
-        images = jax.device_put(self.shown())
 
-        @jax.jit
-        def cosine(arrays, images, positions):
-            batch = pipeline.gather(images, positions)
+        def cosine(delta_x, batch):
             arguments = batch.image, batch.label, 1 - batch.label, batch.index
-            return alignment.cosine_similarity(self.dataset.delta_x(*arguments), estimate.delta_x(arrays, *arguments))
+            return alignment.cosine_similarity(self.dataset.delta_x(*arguments), delta_x(*arguments))
 
-        blocks, mask = pipeline.padded_blocks(len(images.label), self.block)
-        return np.stack([cosine(estimate.arrays, images, block) for block in blocks])[mask]
+        blocks = Blocks(self.shown(), on=self.devices[:1], block=self.block, block_key="config.project.block")
+        return blocks.map(cosine)(parallel.replicate(estimate.delta_x, self.devices[:1]))
 
     def draw(self, estimate: Estimate) -> None:
         """The pictures: some images of each class, and what every class makes of them (Figures S2, S5, S6)."""
         split, classes = self.shown(), self.dataset.num_classes
         each = max(2, _PICTURED // classes)
-        few = np.concatenate([np.flatnonzero(split.label == c)[:each] for c in range(classes)])
+        few = a_few(split, each)
         image, label, index = pipeline.gather(jax.device_put(split), few)
 
         @jax.jit
-        def projected(arrays, target):
+        def projected(delta_x, target):
             target = jnp.full_like(label, target)
-            return image + estimate.delta_x(arrays, image, label, target, index)
+            return image + delta_x(image, label, target, index)
 
-        columns = np.stack([projected(estimate.arrays, target) for target in range(classes)], axis=1)
+        columns = np.stack([projected(estimate.delta_x, target) for target in range(classes)], axis=1)
         if self.config.project.skip_own_class:  # no latents were sought there
             columns[np.arange(len(label)), np.asarray(label)] = np.nan
         pictures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
@@ -264,51 +245,6 @@ class ProjectRun:
         if self.dataset.delta_x is not None:
             arrays["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
         np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # the report's, without JAX
-
-
-def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
-    """Δx = G(z*, target) - x from a finished run's latents; x' is made on the device where Δx is asked for.
-
-    Raises:
-      RunError: if the run is unfinished or damaged, or its images are not this data set's.
-    """
-    directory = Path(directory)
-    found = shards.find(directory / _STORE)
-    if found.identity["dataset"] != dataset.name:
-        raise RunError(f"{directory} holds projections of {found.identity['dataset']}: give a run of {dataset.name}")
-    pairs = found.read()
-    variables, described = weights.read(directory / _GENERATOR)
-    if described["digest"] != found.identity["generator"]:
-        raise RunError(f"{directory / _GENERATOR} is not the generator that {directory / _STORE} was made with")
-    index, first = np.unique(pairs["index"], return_index=True)
-    _check_images(directory, dataset, index, pairs["image"][first])
-    row = np.zeros(index[-1] + 1, np.int32)
-    row[index] = np.arange(len(index), dtype=np.int32)
-    z = np.zeros((len(index), dataset.num_classes, pairs["z"].shape[1]), np.float32)
-    z[row[pairs["index"]], pairs["target"]] = pairs["z"]
-    size = dataset.image_shape[0]
-
-    def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
-        chosen = arrays["z"][arrays["row"][index], target]
-        return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
-
-    arrays = {"z": z, "row": row, "generator": biggan_folded.fold(variables)}
-    of = {name: described[name] for name in ("digest", "run")}
-    described = {"source": "projection", **of, "store": found.identity}
-    return Estimate(arrays, delta_x, described, index)
-
-
-def _check_images(directory: Path, dataset: data.Dataset, index: np.ndarray, expected: np.ndarray) -> None:
-    """Raises RunError where an image that was projected is another one in this data set."""
-    for split in dataset.splits.values():
-        known = np.isin(split.index, index)
-        present = data.Split(*(rows[known] for rows in split))
-        differ = hashes(present) != expected[np.searchsorted(index, present.index)]
-        if differ.any():
-            raise RunError(
-                f"{directory} holds projections of other images: image {present.index[differ][0]} of {dataset.name} "
-                "differs; project this data set"
-            )
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Task `vrgan`: train a generator of Δ̂x for two classes, select its epoch, measure what it draws (section 2.3.1)."""
 
-import os
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,18 +13,18 @@ from tqdm import tqdm
 from gradalign_jax import alignment, data, memory, models, paper, parallel, training
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
-from gradalign_jax.evaluation.programs import Evaluation
-from gradalign_jax.experiment import batches
+from gradalign_jax.evaluation.blocks import Blocks
+from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.experiment.subject import a_few
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import pictures, weights
 from gradalign_jax.storage.result import precisions, versions
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.training import loop, vrgan
-from gradalign_jax.types import Classifier, Estimate, ResidualGenerator
+from gradalign_jax.types import Classifier
 
 # Streams of randomness below the run's one seed.
 _INIT, _ORDER, _STEP, _VALIDATION_SET, _TEST_SET = range(5)
-FILE = "generator.safetensors"
 
 
 class Best(NamedTuple):
@@ -37,39 +36,10 @@ class Best(NamedTuple):
     loss: np.ndarray
 
 
-def create_generator(config: ConfigDict, axis_name: str | None = None) -> ResidualGenerator:
-    """The configured generator."""
-    options = {key: value for key, value in config.generator.items() if key != "name"}
-    return models.create(config.generator.name, axis_name=axis_name, **options)
-
-
 def create_critic(config: ConfigDict) -> Classifier:
     """The critic: the data set's classifier."""
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
     return models.create(config.model.name, num_classes=2, **options)
-
-
-def load_estimate(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
-    """The Δx that a finished run of this task draws, its generator in evaluation mode.
-
-    Raises:
-      RunError: if the run is unfinished, damaged, or of another data set.
-    """
-    variables, described = weights.read(os.path.join(directory, FILE))
-    config = ConfigDict(described.get("config", {"task": "another"}))
-    if config.task != "vrgan":
-        raise RunError(
-            f"{directory} holds the generator of a {config.task} run: config.*.generator takes a vrgan run, "
-            "config.*.store a project run"
-        )
-    if config.data.name != dataset.name:
-        raise RunError(f"{directory} holds a generator for {config.data.name}, not {dataset.name}: give another one")
-    generator = create_generator(config)
-
-    def delta_x(variables, image, label, target, index):
-        return generator.apply(variables, image, target, label)[0]
-
-    return Estimate(variables, delta_x, {"source": "vrgan", "digest": described["digest"], "seed": config.seed})
 
 
 class VRGANRun:
@@ -86,7 +56,7 @@ class VRGANRun:
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)
         self.key = jax.random.key(config.seed)
-        self.generator = create_generator(config, parallel.AXIS)
+        self.generator = artifacts.create_residual_generator(config, parallel.AXIS)
         self.critic = create_critic(config)
         self.optimizer = training.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
         self.notes = list(self.dataset.notes)
@@ -176,9 +146,7 @@ class VRGANRun:
         """measure(generator variables, critic variables), replicated -> arrays `[N]` of one split's images."""
         split, exact = self.split(name, stream), self.dataset.delta_x
         block = self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
-        evaluation = Evaluation(
-            self.critic, split, on=self.devices, block=block, key=self.key, attacks={}, delta_x=None
-        )
+        blocks = Blocks(split, on=self.devices, block=block)
 
         def measure(variables, batch):
             generator, critic = variables
@@ -197,7 +165,7 @@ class VRGANRun:
                 measured["similarity"] = alignment.cosine_similarity(known, residual)
             return measured
 
-        program = evaluation.program(measure)
+        program = blocks.map(measure)
         return lambda generator, critic: program((generator, critic))
 
     def test(self, best: Best) -> dict[str, Any]:
@@ -225,7 +193,7 @@ class VRGANRun:
     def draw(self, best: Best) -> None:
         """A picture: x, Δ̂x, x̂′ and, where it is known, Δx, for a few test images of each class."""
         split = self.split("test", _TEST_SET)
-        few = np.concatenate([np.flatnonzero(split.label == c)[:4] for c in (0, 1)])
+        few = a_few(split, 4)
         image, label, index = pipeline.gather(
             data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few))
         )
@@ -242,7 +210,8 @@ class VRGANRun:
     def run(self) -> dict[str, Any]:
         """Trains, selects, saves the generator, measures it; returns the content of result.json."""
         best = self.train()
-        weights.write(self.workdir.path / FILE, best.generator, config=self.config.to_dict(), epoch=int(best.epoch))
+        described = {"config": self.config.to_dict(), "epoch": int(best.epoch)}
+        weights.write(self.workdir.path / artifacts.GENERATOR, best.generator, **described)
         measured = self.test(best)
         self.draw(best)
         return {

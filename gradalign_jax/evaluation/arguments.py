@@ -1,0 +1,159 @@
+"""Checks of the arguments of `gradalign_jax.evaluate`: each fault is one line, before anything expensive runs."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradalign_jax.attacks import pgd as pgd_attack
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
+from gradalign_jax.evaluation.results import ATTACKS
+from gradalign_jax.types import DeltaX, LogitsFn
+
+_ROUNDING = 1e-4  # up to which probabilities sum to one
+
+
+def classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
+    """Return the number of classes, by tracing `logits_fn` without computing anything."""
+    two = jax.ShapeDtypeStruct((2, *image.shape[1:]), jnp.float32)
+    try:
+        logits = jax.eval_shape(logits_fn, two)
+    except Exception as error:
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"logits_fn cannot be traced by JAX on float32 images {two.shape} ({cause}): it must be a function of JAX "
+            "arrays alone"
+        ) from error
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
+        raise ValueError(
+            f"logits_fn returns {shape or type(logits).__name__} for images {two.shape}, not logits [B, K] with K >= 2:"
+            " give a binary score s as types.binary_logits(s)"
+        )
+    return shape[1]
+
+
+def check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
+    """Check the shape that `delta_x` returns, by tracing it without computing anything."""
+    two, row = jax.ShapeDtypeStruct((2, *image.shape[1:]), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    try:
+        shape = getattr(jax.eval_shape(delta_x, two, row, row, row), "shape", None)
+    except Exception as error:
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"delta_x cannot be traced by JAX on images {two.shape} and int32 rows ({cause})") from error
+    if shape != two.shape:
+        raise ValueError(f"delta_x returns {shape} for images {two.shape}: it must return vectors of the images' shape")
+
+
+def grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Return the ε of an error curve as plain numbers."""
+    try:
+        epsilons = tuple(map(float, np.ravel(values)))
+    except (TypeError, ValueError):
+        epsilons = ()
+    if not (epsilons and epsilons[0] > 0 and np.all(np.diff(epsilons) > 0) and math.isfinite(epsilons[-1])):
+        raise ValueError(f"{name} must be ascending numbers > 0, got {values}")
+    return epsilons
+
+
+def value_range(bounds: Sequence[float]) -> tuple[float, float]:
+    """Return the smallest and the largest value of an image as plain numbers."""
+    if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
+    return float(bounds[0]), float(bounds[1])
+
+
+def check_attacks(attacks: Attacks) -> None:
+    """Raise ValueError on an unknown name, a size that is not a positive number, or a count below its minimum."""
+    sizes: dict[str, Any] = {}
+    counts: dict[str, tuple[Any, int]] = {}
+    if attacks.pgd:
+        white = attacks.pgd
+        if white.loss not in pgd_attack.LOSSES:
+            raise ValueError(f"unknown attack loss {white.loss!r}: use one of {', '.join(sorted(pgd_attack.LOSSES))}")
+        sizes |= {"step_size": white.step_size, "l2_step_size": white.l2_step_size}
+        counts |= {"steps": (white.steps, 1)}
+    if attacks.square:
+        counts |= {"queries": (attacks.square.queries, 1), "square.images": (attacks.square.images, 0)}
+    if attacks.cw:
+        sizes |= {"cw.learning_rate": attacks.cw.learning_rate}
+        counts |= {"cw_images": (attacks.cw.images, 0), "cw.iterations": (attacks.cw.iterations, 1)}
+    for name, size in sizes.items():
+        if not isinstance(size, Real) or not (size > 0 and math.isfinite(size)):
+            raise ValueError(f"{name}={size} must be a number > 0")
+    check_counts(counts)
+
+
+def check_counts(counts: dict[str, tuple[Any, int]]) -> None:
+    """Raise ValueError unless every count, by name, is an integer and at least its minimum."""
+    for name, (count, least) in counts.items():
+        if not isinstance(count, Integral) or count < least:
+            raise ValueError(f"{name}={count} must be an integer >= {least}")
+
+
+def places(index: Any, count: int) -> np.ndarray:
+    """Return the images' places in their data set as int32."""
+    if index is None:
+        return np.arange(count, dtype=np.int32)
+    index = np.asarray(index)
+    if index.shape != (count,):
+        raise ValueError(f"index has shape {index.shape} for {count} images: give one integer per image")
+    if not np.issubdtype(index.dtype, np.integer) or index.min() < 0 or index.max() > np.iinfo(np.int32).max:
+        raise ValueError("index must hold integers from 0 to 2147483647: the images' places in their data set")
+    return index.astype(np.int32)
+
+
+def earlier_keywords(
+    keywords: dict[str, Any], pgd: PGD | None, square: Square | None, cw: CW | None
+) -> tuple[PGD | None, Square | None, CW | None]:
+    """Apply the flat keywords of earlier releases, which keep working, to the options."""
+    fields = {"steps", "step_size", "l2_step_size", "l2_epsilons", "loss"}
+    if unknown := keywords.keys() - fields - {"attacks", "queries", "cw_images", "num_classes"}:
+        raise TypeError(f"evaluate() has no argument {min(unknown)!r}")
+    pgd = pgd and dataclasses.replace(pgd, **{name: keywords[name] for name in fields & keywords.keys()})
+    if square and "queries" in keywords:
+        square = dataclasses.replace(square, queries=keywords["queries"])
+    if "cw_images" in keywords:
+        cw = dataclasses.replace(cw or CW(), images=keywords["cw_images"])
+    if "attacks" in keywords:
+        names = keywords["attacks"]
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ValueError(f"attacks={names!r} must be a list of names: some of {', '.join(ATTACKS)}")
+        for name in names:
+            if name not in ATTACKS:
+                raise ValueError(f"unknown attack {name!r}: use some of {', '.join(ATTACKS)}")
+        norms = tuple(name.removeprefix("pgd_") for name in names if name.startswith("pgd_"))
+        pgd = pgd and dataclasses.replace(pgd, norms=norms)
+        square = square if "square_linf" in names else None
+    return pgd, square, cw
+
+
+def resolve_pgd(pgd: PGD | None, epsilons: tuple[float, ...], shape: tuple[int, ...]) -> PGD | None:
+    """Return the settings of PGD with L2's ε and step size filled in."""
+    if pgd is None:
+        return None
+    if unknown := set(pgd.norms) - {"linf", "l2"}:
+        raise ValueError(f"unknown norm {min(unknown)!r} of pgd: use linf, l2 or both")
+    root = math.sqrt(math.prod(shape))
+    l2_epsilons = tuple(e * root for e in epsilons) if pgd.l2_epsilons is None else pgd.l2_epsilons
+    step_size = pgd.l2_step_size
+    if step_size is None and isinstance(pgd.step_size, Real):
+        step_size = pgd.step_size * root
+    return dataclasses.replace(pgd, l2_epsilons=grid("l2_epsilons", l2_epsilons), l2_step_size=step_size)
+
+
+def softmax_warnings(logits: np.ndarray) -> list[str]:
+    """Warn of outputs that are probabilities or their logarithms."""
+    if not np.isfinite(logits).all():
+        return []
+    of = None
+    if logits.min() >= 0 and np.allclose(logits.sum(-1), 1, atol=_ROUNDING):
+        of = "probabilities (softmax outputs): attacks on them see gradients that vanish"
+    elif logits.max() <= 0 and np.allclose(np.exp(logits).sum(-1), 1, atol=_ROUNDING):
+        of = "log-probabilities: the alignments of a single logit's gradient (alpha_x) are then another quantity"
+    return [f"logits_fn seems to return {of}; give the logits before the softmax"] if of else []

@@ -1,0 +1,76 @@
+"""The attacks of an evaluation and their settings. Sizes are in units of the images; defaults are the paper's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradalign_jax.types import IMAGE_RANGE
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent.
+
+    norms: "linf", "l2" or both.
+    steps: gradient steps.
+    step_size: of L∞. The paper's 0.02 moves an image by 0.8 in 40 steps, too little for ε above about 0.4.
+    l2_step_size: of L2; None: `step_size` times √n, with n values in an image.
+    l2_epsilons: ascending, > 0; None: the L∞ ε times √n.
+    loss: "cross_entropy", or "margin", whose gradient does not vanish where the classifier is very confident.
+    precision: of the search, one of `ops.precision.NAMES`; what it finds is judged in float32.
+    """
+
+    norms: Sequence[str] = ("linf", "l2")
+    steps: int = 40
+    step_size: float = 0.02
+    l2_step_size: float | None = None
+    l2_epsilons: Sequence[float] | None = None
+    loss: str = "cross_entropy"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square Attack in L∞.
+
+    queries: budget for each image and ε.
+    images: number of images attacked (0 = all).
+    precision: of the search, as in `PGD`.
+    """
+
+    queries: int = 5000
+    images: int = 0
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class CW:
+    """Carlini and Wagner's L2 attack: the distance to the nearest misclassified image it finds.
+
+    images: number of images attacked.
+    iterations: steps of Adam for each of 9 constants, at most.
+    learning_rate: of Adam. The paper's 0.02 suits images; its Spheres need 0.002.
+    """
+
+    images: int = 100
+    iterations: int = 10_000
+    learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Every attack of an evaluation; None leaves one out.
+
+    epsilons: ascending, > 0: of PGD L∞ and Square Attack.
+    bounds: smallest and largest value of an attacked image.
+    """
+
+    epsilons: Sequence[float]
+    pgd: PGD | None = None
+    square: Square | None = None
+    cw: CW | None = None
+    bounds: tuple[float, float] = IMAGE_RANGE
+
+    @property
+    def loss(self) -> str:
+        """The white-box attacks' loss."""
+        return (self.pgd or PGD()).loss

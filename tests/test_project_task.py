@@ -170,7 +170,8 @@ def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
     estimate = artifacts.load_projections(path, dataset)
     split = dataset.splits["test"]
     target = np.array([0, 1, 1, 0, 1, 0])
-    vector = jax.jit(estimate.delta_x)(split.image, split.label, target, split.index)
+    call = jax.jit(lambda delta_x, *batch: delta_x(*batch))
+    vector = call(estimate.delta_x, split.image, split.label, target, split.index)
     pairs = shards.find(path / "store").read()
     place = {pair: i for i, pair in enumerate(zip(pairs["index"], pairs["target"], strict=True))}
     chosen = [place[pair] for pair in zip(split.index, target, strict=True)]

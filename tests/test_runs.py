@@ -22,7 +22,7 @@ from gradalign_jax.experiment.subject import Stream, create_classifier
 from gradalign_jax.models import resnet
 from gradalign_jax.storage.workdir import Workdir, write_atomically
 from gradalign_jax.tasks import classifier
-from gradalign_jax.types import Estimate
+from gradalign_jax.types import Batch, Classifier, Estimate
 
 
 def small(method, **changes):
@@ -111,7 +111,7 @@ def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
 def test_memory_does_not_grow_with_the_data_beyond_the_images():
     """What a compiled chunk needs besides its arguments is the order of an epoch: some bytes an image."""
     model = models.create("mlp", hidden=(16,), input_size=32 * 32)
-    flat = training.Classifier(
+    flat = Classifier(
         model.init, lambda v, image, train=False: model.apply(v, image.reshape(len(image), -1), train)
     )
     optimizer = optax.sgd(0.1)
@@ -345,9 +345,9 @@ def test_no_input_gradient_of_clean_images_but_in_align():
     def apply(variables, image, train=False):
         return features(image @ variables["params"]), {}
 
-    model = training.Classifier(lambda key: {"params": jnp.ones((7, 5)), "batch_stats": {}}, apply)
+    model = Classifier(lambda key: {"params": jnp.ones((7, 5)), "batch_stats": {}}, apply)
     optimizer = optax.sgd(0.1)
-    batch = training.Batch(jnp.ones((3, 7)), jnp.zeros(3, int), jnp.arange(3))
+    batch = Batch(jnp.ones((3, 7)), jnp.zeros(3, int), jnp.arange(3))
     settings = {"epsilon": 0.1, "step_size": 0.1}
     for method, expected in (("baseline", 1), ("pgd", 2)):
         step = training.make_step(model, optimizer, method, attack=pgd.make())

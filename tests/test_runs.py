@@ -111,9 +111,7 @@ def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
 def test_memory_does_not_grow_with_the_data_beyond_the_images():
     """What a compiled chunk needs besides its arguments is the order of an epoch: some bytes an image."""
     model = models.create("mlp", hidden=(16,), input_size=32 * 32)
-    flat = Classifier(
-        model.init, lambda v, image, train=False: model.apply(v, image.reshape(len(image), -1), train)
-    )
+    flat = Classifier(model.init, lambda v, image, train=False: model.apply(v, image.reshape(len(image), -1), train))
     optimizer = optax.sgd(0.1)
     step = training.make_step(flat, optimizer, "pgd", attack=pgd.make(steps=2))
     state = training.create_state(flat, optimizer, jax.random.key(0))

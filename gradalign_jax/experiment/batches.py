@@ -1,4 +1,4 @@
-"""Which examples a training task sees, and when: pure functions of (seed, step)."""
+"""The examples of each training step, as pure functions of (seed, step)."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from gradalign_jax import data
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
 
-_DRAWN = {"validation": 200, "test": 1000}  # examples of a data set that is drawn without end (the authors')
+_SAMPLED = {"validation": 200, "test": 1000}  # sizes of the splits of a sampled data set (the authors')
 
 
 def load(config: ConfigDict) -> data.Dataset:
-    """The configured data set, on the host."""
+    """Load the configured data set onto the host."""
     section = config.data
     options = {key: section[key] for key in ("folder", "table") if key in section}
     return data.load(
@@ -26,15 +26,15 @@ def load(config: ConfigDict) -> data.Dataset:
 
 
 def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
-    """The configured number, or as many as the data set has whole batches.
+    """Return the configured number of steps, or the number of whole batches in the data set.
 
     Raises:
-      RunError: if there are fewer, or no number for a data set that is drawn without end.
+      RunError: if there are fewer, or no number is configured for a sampled data set.
     """
     batch, wanted = config.train.batch_size, config.train.steps_per_epoch
     if dataset.sample is not None:
         if not wanted:
-            raise RunError("config.train.steps_per_epoch=0: this data set is drawn without end, give a number >= 1")
+            raise RunError("config.train.steps_per_epoch=0: this data set is sampled, give a number >= 1")
         return wanted
     whole = len(dataset.splits["train"].label) // batch
     if max(wanted, 1) > whole:
@@ -46,7 +46,7 @@ def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
 
 
 def source(config: ConfigDict, dataset: data.Dataset, steps_per_epoch: int, key: jax.Array) -> Callable:
-    """Where a chunk's batches come from: drawn anew, or an epoch's permutation of the images on the device."""
+    """Build the source of a chunk's batches: fresh samples, or an epoch's permutation of the images on the device."""
     if dataset.sample is not None:
         return lambda _, first: lambda key, slots, step: dataset.sample(key, indices=slots)
     size, batch = len(dataset.splits["train"].label), config.train.batch_size
@@ -67,8 +67,8 @@ def source(config: ConfigDict, dataset: data.Dataset, steps_per_epoch: int, key:
 
 
 def split(config: ConfigDict, dataset: data.Dataset, name: str, key: jax.Array) -> data.Split:
-    """A split on the host; that of a sampled data set is drawn once, by `key` (the authors redrew it at every pass)."""
+    """Return a split on the host; a sampled data set is sampled once (the authors resampled at every pass)."""
     if dataset.sample is None:
         return dataset.splits[name]
-    count = min(_DRAWN[name], config.data.limit or _DRAWN[name])
+    count = min(_SAMPLED[name], config.data.limit or _SAMPLED[name])
     return data.Split(*jax.device_get(dataset.sample(key, count)))

@@ -1,4 +1,4 @@
-"""Task `classifier`: train plainly, with the alignment penalty or with PGD; select an epoch; measure it on the test."""
+"""Task `classifier`: train plainly, with the alignment penalty or with PGD; select an epoch; test it."""
 
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from gradalign_jax.training import loop
 
 
 class Best(NamedTuple):
-    """The selected epoch so far (as the authors select: highest validation ε50%, the later of equals)."""
+    """The best epoch so far, by the authors' rule: highest validation ε50%, the later of equals."""
 
     variables: Any
     epoch: np.ndarray
@@ -30,14 +30,14 @@ class Best(NamedTuple):
 
 
 def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam or SGD with momentum, at a constant rate, without decay."""
+    """Create Adam or SGD with momentum, at a constant learning rate, without weight decay."""
     if config.optimizer.name == "sgd":
         return optax.sgd(config.optimizer.learning_rate, config.optimizer.momentum)
     return training.adam(config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2)
 
 
 class ClassifierRun:
-    """One run's parts, put together from the config; `run` is the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
@@ -54,18 +54,18 @@ class ClassifierRun:
 
     @cached_property
     def validation(self) -> Evaluation:
-        """Measurements on the validation split."""
+        """The measurements on the validation split."""
         split = head(self.subject.split("validation"), self.config.validate.images)
         return self.subject.evaluation(split, Stream.VALIDATE, self.subject.attacks("linf"))
 
     def validation_error(self, variables: Any, epsilon: float) -> float:
-        """The error of PGD L∞ of size ε on the validation split."""
+        """Return the error rate under PGD L∞ of size ε on the validation split."""
         return float(self.validation.errors(variables, "pgd_linf", epsilon, self.config.attack.step_size).mean())
 
     # ---- training
 
     def fresh_state(self) -> training.TrainState:
-        """The state of step 0, on the host."""
+        """Return the state of step 0, on the host."""
         state = training.create_state(self.classifier, create_optimizer(self.config), self.stream(Stream.INIT))
         path = self.config.model.pretrained
         if path:
@@ -76,7 +76,7 @@ class ClassifierRun:
         return jax.device_get(state)
 
     def chunk(self, length: int):
-        """The compiled training program, on all devices."""
+        """Build the training program of `length` steps, on all devices."""
         config, estimate = self.config, self.delta_x
 
         def step(state, batch, keys, settings):
@@ -110,7 +110,7 @@ class ClassifierRun:
         return program(state, images, key, settings)
 
     def train(self) -> Best:
-        """Trains from the last checkpoint, or from step 0, and returns the selected epoch."""
+        """Train from the last checkpoint, or from step 0, and return the selected epoch."""
         config, state = self.config, self.fresh_state()
         length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
 
@@ -135,7 +135,7 @@ class ClassifierRun:
         return best
 
     def validate(self, epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
-        """ε50% under PGD L∞ on the validation split, and the better of this epoch and the best so far."""
+        """Measure ε50% under PGD L∞ on the validation split; return the better of this epoch and the best so far."""
 
         def error_at(epsilon: float) -> float:
             bar.set_description(f"epoch {epoch + 1} validation, ε={epsilon:g}")
@@ -154,7 +154,7 @@ class ClassifierRun:
         return best
 
     def verify(self, best: Best) -> dict[str, Any]:
-        """The selected epoch on the whole validation grid, beside the bracketed ε50% that selected it."""
+        """Measure the selected epoch on the whole validation grid, beside the bracketed ε50% that selected it."""
         value, variables = self.workdir.remembered(), parallel.replicate(best.variables, self.devices)
         grid = (0.0, *self.config.validate.epsilons)
         errors = []
@@ -168,7 +168,7 @@ class ClassifierRun:
         }
 
     def run(self) -> dict[str, Any]:
-        """Train, select, test; returns the content of result.json."""
+        """Train, select and test; return the content of result.json."""
         best = self.train()
         trained_by = self.delta_x and self.delta_x.described
         described = {"config": self.config.to_dict(), "delta_x": trained_by}
@@ -178,8 +178,8 @@ class ClassifierRun:
         selected, whole = verified["validation_epsilon_half"], verified["validation_epsilon_half_whole_grid"]
         if abs(selected - whole) > 1e-6 * abs(whole):
             measured["warnings"].append(
-                f"the selected epoch's validation ε50% is {whole:.4g} on the whole grid, {selected:.4g} on the points "
-                "that selected it: its curve is not monotone"
+                f"the selected epoch's validation ε50% is {whole:.4g} on the whole grid but {selected:.4g} on the "
+                "points that selected it: its error curve is not monotone"
             )
         return classifier_result(
             self.config,
@@ -193,7 +193,7 @@ class ClassifierRun:
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
-    """Trains and measures the configured classifier, or goes on with it; returns its result."""
+    """Train and measure the configured classifier, or resume; return its result."""
     result = ClassifierRun(config, workdir).run()
     workdir.finish(result)
     return result

@@ -1,4 +1,4 @@
-"""Task `gan`: train the conditional GAN, draw samples of it on the way, and check that it did not collapse."""
+"""Task `gan`: train the conditional GAN, draw samples on the way, and check that it did not collapse."""
 
 import math
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ from gradalign_jax.training import gan, loop
 from gradalign_jax.types import Classifier, Variables
 
 _LEAK = "the GAN was trained on the classifier's validation images too, as the authors' was"
-_BLOCK = 50  # samples that the check draws at a time
+_BLOCK = 50  # samples that the check generates at a time
 
 # Streams of randomness below the run's one seed.
 _INIT, _ORDER, _STEP, _PICTURE, _CHECK = range(5)
 
 
 def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
-    """All images that the GAN sees, with black pixels around those smaller than the generator's.
+    """Return the GAN's training images, padded with black to the generator's size.
 
     Raises:
-      RunError: if they are larger, or no images.
+      RunError: if they are larger than the generator's, or not images.
     """
     if len(dataset.image_shape) != 3 or max(dataset.image_shape[:2]) > biggan.SIZE:
         raise RunError(
@@ -51,7 +51,7 @@ def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
 
 
 class GanRun:
-    """One run's parts, put together from the config; `run` is the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
@@ -70,12 +70,12 @@ class GanRun:
         latent = config.gan.latent_dim
         self.generator = biggan.create_generator(**options, latent_dim=latent, axis_name=parallel.AXIS)
         self.discriminator = biggan.create_discriminator(**options)
-        # Samples are drawn as the projection will see the generator: in float32 and evaluation mode.
+        # Samples show the generator as the projection uses it: in float32 and evaluation mode.
         self.sampler = jax.jit(biggan.create_generator(**self.shape, latent_dim=latent).apply)
         self.notes = [*self.dataset.notes, *([_LEAK] if config.gan.use_validation else [])]
 
     def stream(self, number: int) -> jax.Array:
-        """One of the run's independent streams of randomness."""
+        """Return the key of one of the run's independent streams of randomness."""
         return jax.random.fold_in(self.key, number)
 
     def load_judge(self) -> tuple[Classifier, Variables]:
@@ -87,7 +87,11 @@ class GanRun:
     # ---- training
 
     def iterations_per_epoch(self) -> int:
-        """Whole iterations that the images allow without repeating one; RunError if none."""
+        """Return the number of iterations that use every image at most once.
+
+        Raises:
+          RunError: if there are too few images for one iteration.
+        """
         needed = self.config.train.batch_size * self.config.gan.d_steps
         if len(self.images.label) < needed:
             raise RunError(
@@ -97,7 +101,7 @@ class GanRun:
         return len(self.images.label) // needed
 
     def chunk(self, length: int):
-        """The compiled training program, on all devices."""
+        """Build the training program of `length` iterations, on all devices."""
         config, batch, d_steps = self.config, self.config.train.batch_size, self.config.gan.d_steps
         order_key, size, per_epoch = self.stream(_ORDER), len(self.images.label), self.per_epoch
         step = gan.make_step(
@@ -123,18 +127,18 @@ class GanRun:
         return lambda state: program(state, images, self.stream(_STEP), None)
 
     def optimizer(self):
-        """Adam, of either network."""
+        """Create Adam; each network has a state of its own."""
         return training.adam(self.config.optimizer.learning_rate, self.config.optimizer.b1, self.config.optimizer.b2)
 
     def fresh_state(self) -> gan.GanState:
-        """The state of step 0, on the host."""
+        """Return the state of step 0, on the host."""
         networks = self.generator, self.discriminator
         return jax.device_get(gan.create_state(*networks, self.optimizer(), self.stream(_INIT)))
 
     def train(self) -> gan.GanState:
-        """Trains from the last checkpoint, or from step 0; returns the last state, on the host."""
+        """Train from the last checkpoint, or from step 0; return the last state, on the host."""
         config = self.config
-        # A program neither crosses an epoch of the data nor a picture.
+        # A program crosses neither the end of a data epoch nor a picture.
         length = loop.chunk_length(math.gcd(self.per_epoch, config.gan.sample_every), config.train.log_every)
 
         def draw(period: int, state: gan.GanState, best: tuple, bar: tqdm) -> tuple:
@@ -143,7 +147,7 @@ class GanRun:
 
         state, _ = loop.train(
             self.fresh_state(),
-            (),  # the last state counts
+            (),  # nothing is selected: the last state is the result
             workdir=self.workdir,
             devices=self.devices,
             chunk=partial(self.chunk, length),
@@ -157,13 +161,13 @@ class GanRun:
         return state
 
     def sample(self, variables: Variables, key: jax.Array, label: np.ndarray) -> np.ndarray:
-        """Images of these classes in evaluation mode, at the data set's size."""
+        """Generate images of these classes in evaluation mode, at the data set's size."""
         z = jax.random.normal(key, (len(label), self.config.gan.latent_dim))
         image, _ = self.sampler(variables, z, jnp.asarray(label))
         return np.asarray(biggan.crop(image, self.dataset.image_shape[0]))
 
     def draw(self, state: gan.GanState) -> None:
-        """The picture: one row a class, always of the same latents."""
+        """Draw samples, one row per class, always from the same latents."""
         classes, columns = self.dataset.num_classes, self.config.gan.sample_columns
         label = np.repeat(np.arange(classes), columns)
         image = self.sample(state.generator, self.stream(_PICTURE), label)
@@ -176,7 +180,7 @@ class GanRun:
     # ---- the check
 
     def check(self, variables: Variables) -> dict[str, Any]:
-        """Samples beside real images: how far they spread within a class, and whether they belong to it."""
+        """Compare samples with real images: their spread within a class, and whether they belong to the class."""
         each, classes = self.config.gan.check_images, self.dataset.num_classes
         label = np.resize(np.arange(classes), -(-each * classes // _BLOCK) * _BLOCK)
         parts = [
@@ -207,7 +211,7 @@ class GanRun:
         return float(np.mean(logits(parallel.replicate(variables, on)).argmax(-1) == label))
 
     def run(self) -> dict[str, Any]:
-        """Train, save the generator, check; returns the content of result.json."""
+        """Train, save the generator and check it; return the content of result.json."""
         state, config = self.train(), self.config
         digest = weights.write(
             self.workdir.path / artifacts.GENERATOR,
@@ -239,42 +243,42 @@ class GanRun:
 
 
 def count(params: Any) -> int:
-    """The number of parameters."""
+    """Return the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def last_losses(workdir: Workdir) -> dict[str, float]:
-    """The losses of the last iterations that were logged."""
+    """Return the losses of the last logged iterations."""
     last = workdir.history()[-1]
     return {name.removeprefix("train/"): value for name, value in last.items() if name != "step"}
 
 
 def class_means(image: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """The mean image of each class, `[K, H, W, C]`."""
+    """Return the mean image of each class, `[K, H, W, C]`."""
     return np.stack([image[label == c].mean(0, dtype=np.float64) for c in range(classes)])
 
 
 def spread(image: np.ndarray, label: np.ndarray, classes: int) -> list[float]:
-    """For each class the root mean square distance of a pixel from the class's mean image, in units of [-1, 1]."""
+    """Return for each class the RMS distance of a pixel from the class's mean image, in units of [-1, 1]."""
     means = class_means(image, label, classes)
     return [float(np.sqrt(np.mean((image[label == c] - means[c]) ** 2))) for c in range(classes)]
 
 
 def nearest_mean_accuracy(image: np.ndarray, label: np.ndarray, means: np.ndarray) -> float:
-    """The share of images whose nearest mean image is that of their class."""
+    """Return the share of images whose nearest class mean is that of their own class."""
     distances = np.stack([np.sum((image - mean) ** 2, axis=(1, 2, 3)) for mean in means], axis=1)
     return float(np.mean(distances.argmin(1) == label))
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
-    """Trains the configured GAN, or goes on with it; returns its result."""
+    """Train the configured GAN, or resume; return its result."""
     result = GanRun(config, workdir).run()
     workdir.finish(result)
     return result
 
 
 def table(outcome: Mapping[str, Any]) -> str:
-    """Losses, and samples beside real images, for a terminal."""
+    """Format the losses, and samples beside real images, for a terminal."""
     lines = [f"{outcome['dataset']}, gan, seed {outcome['seed']}, {outcome['iterations']} iterations"]
     lines += [f"{name:26}{value:>10.4g}" for name, value in outcome["losses"].items()]
     lines.append(f"{'':26}{'raw':>10}{'ema':>10}{'data':>10}")

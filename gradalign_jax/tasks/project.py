@@ -1,4 +1,4 @@
-"""Task `project`: find for every image and every class the generator's closest image, and keep its latent."""
+"""Task `project`: find the generator's closest image for every image and class, and store its latent."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -25,11 +25,11 @@ from gradalign_jax.storage.result import precisions, versions
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import Array, Estimate
 
-_PICTURED = 10  # images in the picture, and no fewer than two a class
+_PICTURED = 10  # images in the picture, with at least two per class
 
 
 class Pairs(NamedTuple):
-    """What is projected: `image[row[p]]` to class `target[p]`, for every pair p; images are split by split."""
+    """The pairs to project: pair p is `images[row[p]]` and class `target[p]`; images are ordered by split."""
 
     images: data.Split
     row: np.ndarray
@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
 
 
 def select(config: ConfigDict, dataset: data.Dataset) -> Pairs:
-    """The configured images of each configured split, and the classes they are projected to."""
+    """Return the configured images of each configured split, with the classes they are projected to."""
     parts = [[rows[: config.project.images or None] for rows in dataset.splits[s]] for s in config.project.splits]
     images = data.Split(*map(np.concatenate, zip(*parts, strict=True)))
     row, target = np.divmod(np.arange(len(images.label) * dataset.num_classes, dtype=np.int32), dataset.num_classes)
@@ -46,7 +46,11 @@ def select(config: ConfigDict, dataset: data.Dataset) -> Pairs:
 
 
 def check_generator(directory: str, described: Mapping[str, Any], dataset: data.Dataset) -> None:
-    """Raises RunError where a generator is of another data set."""
+    """Refuse a generator of another data set.
+
+    Raises:
+      RunError: if data set, number of classes or channels differ.
+    """
     found = described["dataset"], described["num_classes"], described["channels"]
     if found != (dataset.name, dataset.num_classes, dataset.image_shape[-1]):
         raise RunError(
@@ -56,7 +60,7 @@ def check_generator(directory: str, described: Mapping[str, Any], dataset: data.
 
 
 class ProjectRun:
-    """One run's parts, put together from the config; `run` is the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
@@ -72,7 +76,7 @@ class ProjectRun:
         self.traces = 0
 
     def identity(self) -> dict[str, Any]:
-        """All that the latents are a function of."""
+        """Return everything that the latents are a function of."""
         settings, images = self.config.project, self.pairs.images
         digest = hashlib.blake2b(images.index.tobytes() + artifacts.image_hashes(images).tobytes(), digest_size=16)
         return {
@@ -88,17 +92,17 @@ class ProjectRun:
         }
 
     def begun(self) -> int:
-        """The shards' size of a store that an earlier start began, on another device say; 0 if there is none."""
+        """Return the shard size of the store that an earlier start began, 0 if there is none."""
         folder = self.workdir and self.workdir.path / artifacts.STORE
         return shards.find(folder).identity["shard"] if folder and (folder / "identity.json").exists() else 0
 
     @cached_property
     def store(self) -> shards.Store:
-        """The store that this run fills, claimed when it is first asked for."""
+        """The store that this run fills, claimed on first use."""
         return shards.claim(self.workdir.path / artifacts.STORE, self.identity())
 
     def program(self):
-        """The compiled projection of one block of pairs on every device; it is traced once."""
+        """Build the projection of one block of pairs on every device; it is traced once."""
         settings, size, images = self.config.project, self.dataset.image_shape[0], self.pairs.images
         project = projection.make(
             settings.steps, settings.learning_rate, settings.penalty, self.described["latent_dim"], settings.eps
@@ -112,14 +116,14 @@ class ProjectRun:
             loss = projection.loss(artifacts.generate_fn(exact, size), image, target, z)
             return z, loss
 
-        # What searches may be in bfloat16; what it found is measured in float32.
+        # The search may use bfloat16; what it found is measured in float32.
         fold = partial(biggan_folded.fold, self.variables)
         searched = fold(precision.factors(self.precision))
         constants = parallel.replicate((searched, fold(jnp.dtype("float32")), images.image), self.devices)
         return partial(parallel.pmap(block, self.devices), *constants)
 
     def calls(self, missing: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """The shards of each call, one a device, and their pairs `[devices, block]`; what is short is filled up."""
+        """Yield the shards of each call, one per device, and their pairs `[devices, block]`, padded to full blocks."""
         for start in range(0, len(missing), len(self.devices)):
             shards = missing[start : start + len(self.devices)]
             filled = np.resize(shards, len(self.devices))
@@ -127,7 +131,7 @@ class ProjectRun:
             yield shards, np.minimum(pairs, len(self.pairs.row) - 1)
 
     def project(self, missing: list[int]) -> None:
-        """Makes the shards that the store lacks."""
+        """Make the shards that the store lacks."""
         pairs, total = self.pairs, len(self.pairs.row)
         if not missing:
             return
@@ -157,7 +161,11 @@ class ProjectRun:
             finish(*pending)
 
     def check_finite(self, z: np.ndarray, shard: int) -> None:
-        """Raises RunError where a search diverged."""
+        """Refuse latents of a search that diverged.
+
+        Raises:
+          RunError: if one is not finite.
+        """
         if not np.isfinite(z).all():
             raise RunError(
                 f"the projection of shard {shard} is not finite: lower config.project.learning_rate, or look at the "
@@ -165,7 +173,7 @@ class ProjectRun:
             )
 
     def run(self) -> dict[str, Any]:
-        """Project, then look at what was found; returns the content of result.json."""
+        """Project, then measure what was found; return the content of result.json."""
         missing = self.store.missing()  # refuses another run's store before anything is written
         weights.write(self.workdir.path / artifacts.GENERATOR, self.variables, **self.described)
         self.project(missing)
@@ -194,7 +202,7 @@ class ProjectRun:
         return result
 
     def losses(self) -> dict[str, dict[str, float]]:
-        """L_proj for each split: mean over pairs, without and with the penalty, and over own and other classes."""
+        """Return mean L_proj of each split: without and with the penalty, and over own and other classes."""
         found, images = self.store.read(), self.pairs.images
         penalised = found["loss"] + self.config.project.penalty * np.mean(found["z"] ** 2, axis=1)
         own = images.label[self.pairs.row] == self.pairs.target
@@ -207,14 +215,14 @@ class ProjectRun:
         return result
 
     def shown(self) -> data.Split:
-        """What is looked at of all that was projected: the test images, or those of the last configured split."""
+        """Return the images to measure and draw: the test images, or those of the last configured split."""
         splits = self.config.project.splits
         name = "test" if "test" in splits else splits[-1]
         chosen = np.isin(self.pairs.images.index, self.dataset.splits[name].index)
         return data.Split(*(rows[chosen] for rows in self.pairs.images))
 
     def similarity(self, estimate: Estimate) -> np.ndarray | None:
-        """cos(Δx, Δ̂x) towards the other class `[N]`, where Δx is known exactly."""
+        """Return cos(Δx, Δ̂x) towards the other class `[N]`, or None where no exact Δx is known."""
         if self.dataset.delta_x is None or self.dataset.num_classes != 2:
             return None
 
@@ -226,7 +234,7 @@ class ProjectRun:
         return blocks.map(cosine)(parallel.replicate(estimate.delta_x, self.devices[:1]))
 
     def draw(self, estimate: Estimate) -> None:
-        """The pictures: some images of each class, and what every class makes of them (Figures S2, S5, S6)."""
+        """Draw a few images of each class with their projection onto every class (Figures S2, S5, S6)."""
         split, classes = self.shown(), self.dataset.num_classes
         each = max(2, _PICTURED // classes)
         few = a_few(split, each)
@@ -238,24 +246,24 @@ class ProjectRun:
             return image + delta_x(image, label, target, index)
 
         columns = np.stack([projected(estimate.delta_x, target) for target in range(classes)], axis=1)
-        if self.config.project.skip_own_class:  # no latents were sought there
+        if self.config.project.skip_own_class:  # there is no latent
             columns[np.arange(len(label)), np.asarray(label)] = np.nan
         pictures.draw_projections(self.workdir.path / "projections.png", image, columns, label)
         arrays = {"image": image, "label": label, "projected": columns}
         if self.dataset.delta_x is not None:
             arrays["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
-        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # the report's, without JAX
+        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
-    """Projects the configured images, or goes on with it; returns its result."""
+    """Project the configured images, or resume; return the result."""
     result = ProjectRun(config, workdir).run()
     workdir.finish(result)
     return result
 
 
 def table(outcome: Mapping[str, Any]) -> str:
-    """Losses of the splits, and similarity to the exact Δx beside the paper's, for a terminal."""
+    """Format the losses of the splits, and the similarity to the exact Δx beside the paper's, for a terminal."""
     lines = [f"{outcome['dataset']}, {outcome['images']} images, {outcome['pairs']} pairs, {outcome['seconds']:.0f} s"]
     for split, values in outcome["loss"].items():
         lines.append(f"L_proj {split:12}" + "  ".join(f"{name} {value:.5f}" for name, value in values.items()))

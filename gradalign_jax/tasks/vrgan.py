@@ -1,4 +1,4 @@
-"""Task `vrgan`: train a generator of Δ̂x for two classes, select its epoch, measure what it draws (section 2.3.1)."""
+"""Task `vrgan`: train a generator of Δ̂x for two classes, select an epoch, measure its residuals (section 2.3.1)."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ _INIT, _ORDER, _STEP, _VALIDATION_SET, _TEST_SET = range(5)
 
 
 class Best(NamedTuple):
-    """The selected epoch so far (the authors' rule: smallest mean training loss, the later of equals)."""
+    """The best epoch so far, by the authors' rule: smallest mean training loss, the later of equals."""
 
     generator: Any
     critic: Any
@@ -37,13 +37,13 @@ class Best(NamedTuple):
 
 
 def create_critic(config: ConfigDict) -> Classifier:
-    """The critic: the data set's classifier."""
+    """Create the critic, the data set's classifier."""
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
     return models.create(config.model.name, num_classes=2, **options)
 
 
 class VRGANRun:
-    """One run's parts, put together from the config; `run` is the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
@@ -51,7 +51,7 @@ class VRGANRun:
         if self.dataset.num_classes != 2:
             raise RunError(
                 f"a VR-GAN moves images between two classes, {config.data.name} has {self.dataset.num_classes}: "
-                "estimate its Δx by gan and project"
+                "estimate its Δx with the tasks gan and project"
             )
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)
@@ -62,13 +62,13 @@ class VRGANRun:
         self.notes = list(self.dataset.notes)
 
     def stream(self, number: int) -> jax.Array:
-        """One of the run's independent streams of randomness."""
+        """Return the key of one of the run's independent streams of randomness."""
         return jax.random.fold_in(self.key, number)
 
     # ---- training
 
     def fresh_state(self) -> vrgan.VRGANState:
-        """The state of step 0, on the host."""
+        """Return the state of step 0, on the host."""
         state = vrgan.create_state(self.generator, self.critic, self.optimizer, self.stream(_INIT))
         path = self.config.model.pretrained
         if path:
@@ -79,7 +79,7 @@ class VRGANRun:
         return jax.device_get(state)
 
     def chunk(self, length: int):
-        """The compiled training program, on all devices."""
+        """Build the training program of `length` steps, on all devices."""
         config, steps = self.config, self.steps_per_epoch
         step = vrgan.make_step(
             self.generator,
@@ -102,7 +102,7 @@ class VRGANRun:
         return lambda state: program(state, images, key, {})
 
     def train(self) -> Best:
-        """Trains from the last checkpoint, or from step 0, and returns the selected epoch."""
+        """Train from the last checkpoint, or from step 0, and return the selected epoch."""
         config, state = self.config, self.fresh_state()
         length = loop.chunk_length(self.steps_per_epoch, config.train.log_every)
         measure = self.measurement("validation", _VALIDATION_SET)
@@ -137,13 +137,13 @@ class VRGANRun:
     # ---- measuring
 
     def split(self, name: str, stream: int) -> data.Split:
-        """The first `validate.images` or `evaluate.images` of a split, on the host."""
+        """Return the first `validate.images` or `evaluate.images` of a split, on the host."""
         images = self.config[{"validation": "validate", "test": "evaluate"}[name]].images
         part = batches.split(self.config, self.dataset, name, self.stream(stream))
         return jax.tree.map(lambda rows: rows[: images or None], part)
 
     def measurement(self, name: str, stream: int):
-        """measure(generator variables, critic variables), replicated -> arrays `[N]` of one split's images."""
+        """Build measure(generator variables, critic variables), both replicated -> arrays `[N]` of a split's images."""
         split, exact = self.split(name, stream), self.dataset.delta_x
         block = self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
         blocks = Blocks(split, on=self.devices, block=block)
@@ -169,7 +169,7 @@ class VRGANRun:
         return lambda generator, critic: program((generator, critic))
 
     def test(self, best: Best) -> dict[str, Any]:
-        """Norms by class (Table 1), sim(Δx, Δ̂x) where Δx is known, and how many images the critic follows."""
+        """Measure norms by class (Table 1), sim(Δx, Δ̂x) where Δx is exact, and how often the critic changes its mind."""
         generator, critic = parallel.replicate((best.generator, best.critic), self.devices)
         measured = self.measurement("test", _TEST_SET)(generator, critic)
         label = self.split("test", _TEST_SET).label
@@ -191,7 +191,7 @@ class VRGANRun:
         }
 
     def draw(self, best: Best) -> None:
-        """A picture: x, Δ̂x, x̂′ and, where it is known, Δx, for a few test images of each class."""
+        """Draw x, Δ̂x, x̂′ and, where it is exact, Δx, for a few test images of each class."""
         split = self.split("test", _TEST_SET)
         few = a_few(split, 4)
         image, label, index = pipeline.gather(
@@ -205,10 +205,10 @@ class VRGANRun:
         pictures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
         arrays = {"image": image, "label": label, "estimate": residual}
         arrays |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
-        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # the report's, without JAX
+        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
 
     def run(self) -> dict[str, Any]:
-        """Trains, selects, saves the generator, measures it; returns the content of result.json."""
+        """Train, select, save the generator and measure it; return the content of result.json."""
         best = self.train()
         described = {"config": self.config.to_dict(), "epoch": int(best.epoch)}
         weights.write(self.workdir.path / artifacts.GENERATOR, best.generator, **described)
@@ -230,7 +230,7 @@ class VRGANRun:
 
 
 def table(outcome: dict[str, Any]) -> str:
-    """Norms by class and similarity beside the paper's (Table 1, section 3.2), for a terminal."""
+    """Format norms by class and similarity beside the paper's (Table 1, section 3.2), for a terminal."""
     names = {"x": "|x|", "delta": "|Δ̂x|", "generated": "|x̂′|", "other": "|x′|"}
     norms = {shown: outcome["norms"][name] for name, shown in names.items() if name in outcome["norms"]}
     lines = [f"{outcome['dataset']}, vrgan, seed {outcome['seed']}", "class" + "".join(f"{n:>10}" for n in norms)]
@@ -248,7 +248,7 @@ def table(outcome: dict[str, Any]) -> str:
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
-    """Trains and measures the configured generator, or goes on with it; returns its result."""
+    """Train and measure the configured generator, or resume; return its result."""
     result = VRGANRun(config, workdir).run()
     workdir.finish(result)
     return result

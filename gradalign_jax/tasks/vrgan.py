@@ -169,7 +169,7 @@ class VRGANRun:
         return lambda generator, critic: program((generator, critic))
 
     def test(self, best: Best) -> dict[str, Any]:
-        """Measure norms by class (Table 1), sim(Δx, Δ̂x) where Δx is exact, and how often the critic changes its mind."""
+        """Measure norms by class (Table 1), sim(Δx, Δ̂x) where Δx is exact, and how often the critic is moved."""
         generator, critic = parallel.replicate((best.generator, best.critic), self.devices)
         measured = self.measurement("test", _TEST_SET)(generator, critic)
         label = self.split("test", _TEST_SET).label

@@ -8,7 +8,7 @@ from jax import lax
 
 from gradalign_jax.ops import forms, platform, resampling, weight_gradients
 from gradalign_jax.ops.convolution import choose, choose_weights, conv, conv_transpose
-from gradalign_jax.ops.forms import LAYOUT, Window
+from gradalign_jax.ops.window import LAYOUT, Window
 
 # image size, inputs, outputs, kernel size, stride, padding
 SHAPES = [

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import alignment, memory, parallel
@@ -18,12 +17,7 @@ from gradalign_jax.attacks import pgd, square
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.data import pipeline
 from gradalign_jax.ops import precision
-from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, LogitsFn, Variables
-
-
-def predicted(logits: Array) -> Array:
-    """The class of the largest logit `[B]`; -1, which is no class, where one is NaN (argmax would say class 0)."""
-    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
+from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, LogitsFn, Variables, predicted
 
 
 class Reported(NamedTuple):

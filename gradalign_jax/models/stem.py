@@ -27,7 +27,7 @@ def convolve_normalised(image: Array, kernel: Array, stride: int, padding: int, 
     """
     scale, shift = normalisation(input_mapping)
     if image.shape[-1] == 3:
-        return conv(image * scale + shift, kernel, stride, padding)
+        return conv(image * scale[None, None, None] + shift[None, None, None], kernel, stride, padding)
     # Three channels that are one, scaled and shifted, take a third of the products: the kernels' weighted sum sees
     # the image, and theirs weighted by the shifts what all images share, ones that padding surrounds.
     ones = jnp.ones((1, *image.shape[1:]), image.dtype)

@@ -90,7 +90,7 @@ def test_closest_class_is_signed_and_never_the_reference():
 
 def test_lemma_1_a_step_of_the_distance_reaches_the_boundary():
     rng = np.random.default_rng(3)
-    weights, bias = rng.normal(size=(SIZE, CLASSES)), rng.normal(size=CLASSES)
+    weights, bias = rng.normal(size=(SIZE, CLASSES)), rng.normal(size=(1, CLASSES))
     image = rng.normal(size=(30, SIZE)).astype(np.float32)
     logits = image @ weights + bias
     label = logits.argmax(-1)
@@ -99,7 +99,7 @@ def test_lemma_1_a_step_of_the_distance_reaches_the_boundary():
     measured = jax.tree.map(np.asarray, measured)
     for x, y, target, distance in zip(image, label, measured["target"], measured["distance"], strict=True):
         normal = weights[:, target] - weights[:, y]
-        moved = (x + distance * normal / np.linalg.norm(normal)) @ weights + bias
+        moved = (x + distance * normal / np.linalg.norm(normal)) @ weights + bias[0]
         np.testing.assert_allclose(moved[target], moved[y], atol=1e-5)
         np.testing.assert_allclose(moved.max(), moved[y], atol=1e-5)  # no other class is reached earlier
 
@@ -214,7 +214,7 @@ def test_measure_costs_one_forward_and_k_backward_passes():
 
     features.defvjp(forward, backward)
     image = jnp.ones((2, SIZE))
-    weights = jnp.ones((SIZE, CLASSES)) * jnp.arange(1.0, CLASSES + 1)
+    weights = jnp.ones((SIZE, 1)) * jnp.arange(1.0, CLASSES + 1)[None]
     jax.jit(lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int)))(image)
     assert passes == {"forward": 1, "backward": CLASSES}
 

@@ -16,7 +16,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-DIRECTION = np.random.default_rng(0).normal(size=(4, 4, 1)).astype(np.float32)
+DIRECTION = np.random.default_rng(0).normal(size=(1, 4, 4, 1)).astype(np.float32)
 
 
 def linear(image):

@@ -66,8 +66,8 @@ class ClassBatchNorm(BatchNorm):
         """Normalize `[B, H, W, C]` over all axes but the last; label is int `[B]`."""
         mean, var = self._statistics(x, train)
         gain, bias = (self.param(name, n02, (self.num_classes, x.shape[-1])) for name in ("gain", "bias"))
-        scale = (1 + gain[label]) * lax.rsqrt(var + 1e-5)
-        return (x * scale[:, None, None] + (bias[label] - mean * scale)[:, None, None]).astype(x.dtype)
+        scale = (1 + gain[label]) * lax.rsqrt(var + 1e-5)[None]
+        return (x * scale[:, None, None] + (bias[label] - mean[None] * scale)[:, None, None]).astype(x.dtype)
 
 
 class _GeneratorBlock(nn.Module):

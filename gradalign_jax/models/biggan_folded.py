@@ -9,6 +9,7 @@ Only images and latents get gradients. Folding is done in float64; the result di
 float32 rounding.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -86,19 +87,20 @@ def fold(variables: Variables, factors: jnp.dtype = jnp.float32) -> Folded:
 def generate(folded: Folded, z: Array, label: Array) -> Array:
     """Return G(z, c), images `[B, 32, 32, C]` in [-1, 1], of latents `[B, latent_dim]` and classes int `[B]`."""
     x = frozen.apply(folded.linear, z)
-    x = x.reshape(-1, *folded.start.shape) + folded.start
+    x = x.reshape(-1, *folded.start.shape) + folded.start[None]
     x = x.astype(precision.activations(jax.tree.leaves(folded.blocks[0].shortcut)[0].dtype))
     for block in folded.blocks:
         h = frozen.apply(block.conv1, _activate(x, *(table[label][:, None, None] for table in block.norm1)))
         h = frozen.apply(block.conv2, _activate(h, *(table[label][:, None, None] for table in block.norm2)))
         x = h + double(frozen.apply(block.shortcut, x))
     x = frozen.apply(folded.conv, _activate(x, *folded.norm))
-    return jnp.tanh(x.astype(jnp.float32) + folded.bias)
+    return jnp.tanh(x.astype(jnp.float32) + folded.bias[None, None, None])
 
 
 def _activate(x: Array, scale: Array, shift: Array) -> Array:
     """Return the norm and the ReLU, computed in float32, in the type of x."""
-    return relu(x * scale + shift).astype(x.dtype)
+    per_channel = partial(jax.lax.broadcast_to_rank, rank=x.ndim)
+    return relu(x * per_channel(scale) + per_channel(shift)).astype(x.dtype)
 
 
 def _linear(params: dict[str, Any], spectral: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

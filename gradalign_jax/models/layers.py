@@ -37,7 +37,7 @@ class Linear(nn.Module):
         bound = x.shape[-1] ** -0.5
         kernel = self.param("kernel", torch_uniform, (x.shape[-1], self.features))
         bias = self.param("bias", jax.random.uniform, (self.features,), x.dtype, -bound, bound)
-        return product(x, kernel, not train and platform.is_cpu()) + bias
+        return product(x, kernel, not train and platform.is_cpu()) + lax.broadcast_to_rank(bias, x.ndim)
 
 
 class BatchNorm(nn.Module):
@@ -61,7 +61,8 @@ class BatchNorm(nn.Module):
         weight = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         scale = weight * lax.rsqrt(var + 1e-5)
-        return (x * scale + (bias - mean * scale)).astype(x.dtype)
+        per_channel = partial(lax.broadcast_to_rank, rank=x.ndim)
+        return (x * per_channel(scale) + per_channel(bias - mean * scale)).astype(x.dtype)
 
     def _statistics(self, x: Array, train: bool) -> tuple[Array, Array]:
         """Return the mean and variance to normalize with; in training, update the running ones."""
@@ -83,4 +84,4 @@ class BatchNorm(nn.Module):
         count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
         axes = tuple(range(x.ndim - 1))
         mean = average(x.mean(axes))
-        return mean, average(jnp.square(x - mean).mean(axes)), count
+        return mean, average(jnp.square(x - lax.broadcast_to_rank(mean, x.ndim)).mean(axes)), count

@@ -64,8 +64,8 @@ def create(
         def logits_fn(image: Array) -> Array:
             x = image
             for kernel, bias in layers[:-1]:
-                x = nn.relu(product(x, kernel, platform.is_cpu()) + bias)
-            output = product(x, layers[-1][0], platform.is_cpu()) + layers[-1][1]
+                x = nn.relu(product(x, kernel, platform.is_cpu()) + bias[None])
+            output = product(x, layers[-1][0], platform.is_cpu()) + layers[-1][1][None]
             return binary_logits(output) if binary else output
 
         return logits_fn

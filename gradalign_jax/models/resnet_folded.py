@@ -61,7 +61,7 @@ def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str
             x = max_pool(x)
         for block in blocks:
             x = _apply_block(block, x)
-        return x.astype(jnp.float32).mean((1, 2)) @ matrix + bias
+        return x.astype(jnp.float32).mean((1, 2)) @ matrix + bias[None]
 
     return apply
 
@@ -69,7 +69,7 @@ def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str
 def _fold(kernel: Array, norm: dict[str, Array], statistics: dict[str, Array]) -> tuple[Array, Array]:
     """Return kernel and bias of a convolution and its batch norm as one convolution."""
     scale = norm["scale"] * lax.rsqrt(statistics["var"] + 1e-5)
-    return kernel * scale, norm["bias"] - statistics["mean"] * scale
+    return kernel * scale[None, None, None], norm["bias"] - statistics["mean"] * scale
 
 
 def _block(params: dict, stats: dict, factors: jnp.dtype) -> Block:
@@ -85,7 +85,7 @@ def _block(params: dict, stats: dict, factors: jnp.dtype) -> Block:
 
 def _apply_block(block: Block, x: Array) -> Array:
     def convolve(layer: Layer, x: Array, stride: int, padding: int) -> Array:
-        return frozen.conv(x, layer.kernel, stride, padding) + layer.bias
+        return frozen.conv(x, layer.kernel, stride, padding) + layer.bias[None, None, None]
 
     stride = 2 if block.shortcut else 1
     y = relu(convolve(block.conv1, x, stride, 1))
@@ -99,15 +99,16 @@ def _stem(kernel: Array, bias: Array, channels: int, stem: str, input_mapping: s
     _, stride, padding = STEMS[stem]
     dtype = precision.activations(factors)
     if platform.is_cpu():
+        bias = bias[None, None, None]
         return lambda image: convolve_normalized(image, kernel, stride, padding, input_mapping) + bias
     scale, shift = normalization(input_mapping)
-    seen = kernel * scale[:, None]
+    seen = kernel * scale[None, None, :, None]
     seen = seen if channels == 3 else seen.sum(2, keepdims=True)
     parts = [seen] * (2 if dtype == jnp.bfloat16 else 1)
-    whole = jnp.concatenate([*parts, (kernel * shift[:, None]).sum(2, keepdims=True)], axis=2)
+    whole = jnp.concatenate([*parts, (kernel * shift[None, None, :, None]).sum(2, keepdims=True)], axis=2)
     # The kernel of the image's channels, for the gradient, and the kernel of all channels of `channels_of`.
     kernels, bias = [frozen.kernel(each, factors, stride) for each in (seen, whole)], bias.astype(dtype)
-    return lambda image: _see(stride, padding, dtype, image, *kernels) + bias
+    return lambda image: _see(stride, padding, dtype, image, *kernels) + bias[None, None, None]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -64,7 +64,7 @@ class SpectralLinear(_Spectral):
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[B, fan_in]` to `[B, features]`."""
         kernel, bias = self._weights(x.shape[-1:], train)
-        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias.astype(x.dtype)
+        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias.astype(x.dtype)[None]
 
 
 def same_size(x: Array, kernel: Array, dtype: jnp.dtype | None = None) -> Array:
@@ -86,4 +86,4 @@ class SpectralConv(_Spectral):
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[B, H, W, I]` to `[B, H, W, features]`, or to the form's rows and columns."""
         kernel, bias = self._weights((self.size, self.size, x.shape[-1]), train)
-        return self.form(x, kernel, self.dtype) + bias.astype(x.dtype)
+        return self.form(x, kernel, self.dtype) + bias.astype(x.dtype)[None, None, None]

@@ -28,7 +28,7 @@ def convolve_normalized(image: Array, kernel: Array, stride: int, padding: int, 
     """
     scale, shift = normalization(input_mapping)
     if image.shape[-1] == 3:
-        return conv(image * scale + shift, kernel, stride, padding)
+        return conv(image * scale[None, None, None] + shift[None, None, None], kernel, stride, padding)
     # Three equal channels, scaled and shifted, need a third of the products: the sum of the kernel's channels weighted
     # by the scales reads the image, the sum weighted by the shifts an image of ones, the same for the whole batch.
     ones = jnp.ones((1, *image.shape[1:]), image.dtype)

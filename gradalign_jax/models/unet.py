@@ -30,7 +30,7 @@ class Block(nn.Module):
         he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", he_normal, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = self.norm(name="bn")(conv(x, kernel, padding=1) + bias, train)
+        x = self.norm(name="bn")(conv(x, kernel, padding=1) + jax.lax.broadcast_to_rank(bias, x.ndim), train)
         return nn.relu(x) if self.activate else x
 
 

@@ -176,7 +176,7 @@ GOOD = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4, 1)
         (np.where(GOOD > 0.9, np.nan, GOOD), [0, 1], "1 of 2 images hold NaN"),
         ((GOOD + 1) * 127.5, [0, 1], r"\[0, 255\]"),
         ((GOOD + 1) / 2, [0, 1], r"2 \* x - 1"),
-        (GOOD * 2.5, [0, 1], "normalisation"),
+        (GOOD * 2.5, [0, 1], "normalization"),
         ((GOOD * 100).astype(np.uint8), [0, 1], "to_float"),
         (GOOD, [0, 3], "0 to 2"),
         (GOOD, [-1, 1], "from -1"),

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from gradalign_jax import data
+from gradalign_jax.data import public
 from gradalign_jax.data import tfds as tfds_data
 
 MINI = {
-    "mnist": tfds_data.MNIST._replace(counts={"train": 40, "test": 12}),
-    "cifar10": tfds_data.CIFAR10._replace(counts={"train": 30, "test": 6}),
+    "mnist": public.MNIST._replace(counts={"train": 40, "test": 12}),
+    "cifar10": public.CIFAR10._replace(counts={"train": 30, "test": 6}),
 }
 
 
@@ -84,8 +85,8 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def copy(prepared, tmp_path, monkeypatch):
     """A copy of the miniatures to do harm to; data.load expects their sizes."""
-    monkeypatch.setattr(tfds_data, "MNIST", MINI["mnist"])
-    monkeypatch.setattr(tfds_data, "CIFAR10", MINI["cifar10"])
+    monkeypatch.setattr(public, "MNIST", MINI["mnist"])
+    monkeypatch.setattr(public, "CIFAR10", MINI["cifar10"])
     return shutil.copytree(prepared, tmp_path / "tfds")
 
 
@@ -160,7 +161,7 @@ def test_foreign_data_are_refused(copy, tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match="does not hold cifar10"):
         data.load("cifar10", data_dir=copy, cache_dir=tmp_path)
     # With the real size expected, a miniature is foreign too.
-    monkeypatch.setattr(tfds_data, "MNIST", MINI["mnist"]._replace(counts={"train": 60_000, "test": 10_000}))
+    monkeypatch.setattr(public, "MNIST", MINI["mnist"]._replace(counts={"train": 60_000, "test": 10_000}))
     with pytest.raises(data.DataError, match="does not hold mnist: examples"):
         data.load("mnist", data_dir=copy, cache_dir=tmp_path)
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from configs import copd
 from gradalign_jax import data
-from gradalign_jax.data import radiographs
+from gradalign_jax.data import films, radiographs
+from gradalign_jax.data.sets.copd import random_crop
 from gradalign_jax.errors import DataError
 from gradalign_jax.experiment import config_checks
 
@@ -41,6 +42,10 @@ def write_table(folder, rows):
 
 def load(folder, **options):
     return data.load("copd", cache_dir=folder / "cache", folder=folder, **options)
+
+
+def kept_rows(folder):
+    return radiographs.select(radiographs.read(folder / "metadata.csv"), folder)[0]
 
 
 def patients_of(dataset, rows):
@@ -81,7 +86,7 @@ def test_filters_of_the_paper(tmp_path):
         "study_id": lambda n: 999 if n in (6, 7) else n,
     }
     rows = write_films(tmp_path, **columns)
-    kept = [int(row["row"]) - 2 for row in radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]]
+    kept = [int(row["row"]) - 2 for row in kept_rows(tmp_path)]
     assert kept == [n for n in range(len(rows)) if n not in (0, 2, 3, 4, 6, 7)]
 
 
@@ -91,18 +96,18 @@ def test_the_closest_study_and_test_are_kept(tmp_path):
     paired = [("a", "t1", 3), ("b", "t1", -2), ("b", "t2", 1), ("c", "t3", 9), ("c", "t4", -8)]
     few = [rows[0] | {"image": studies[s], "study_id": s, "test_id": t, "days": str(d)} for s, t, d in paired]
     write_table(tmp_path, few)
-    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    kept = kept_rows(tmp_path)
     # t1's closest study is b; of b the closest test is t2; of c it is t4.
     assert [(row["study_id"], row["test_id"]) for row in kept] == [("b", "t2"), ("c", "t4")]
     few[1]["image"] = "secret_5.png"  # a second film in study b
     write_table(tmp_path, few)
-    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    kept = kept_rows(tmp_path)
     assert [row["study_id"] for row in kept] == ["a", "c"]
 
 
 def test_flags_are_read_as_numbers_or_refused(tmp_path):
     rows = write_films(tmp_path, transplant=lambda n: "1.0" if n == 3 else "")
-    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    kept = kept_rows(tmp_path)
     assert len(kept) == len(rows) - 2
     rows[7]["transplant"] = "yes"
     write_table(tmp_path, rows)
@@ -130,24 +135,24 @@ def test_labels_from_spirometry(tmp_path):
         assert split.label.tolist() == [int(i % 4 >= 2) for i in split.index]  # 0.714 and 0.667
 
 
-def test_a_film_is_cut_resized_and_equalised(tmp_path):
+def test_a_film_is_cropped_resized_and_equalized(tmp_path):
     ramp = np.tile(np.linspace(0, 60000, 512) ** 1.0, (512, 1))
     wide = np.concatenate([np.full((512, 100), 65535.0), ramp, np.full((512, 100), 65535.0)], axis=1)
-    film = radiographs.prepare(wide**0.5, "2")
+    film = films.prepare(wide**0.5, "2")
     assert film.shape == (256, 256, 1)
     # The square in the middle alone is left, and its brightness, however bent, is spread evenly.
     row = film[100, :, 0].astype(float)
     np.testing.assert_allclose(row, np.linspace(0, 255, 256), atol=4)
     deep = tmp_path / "deep.png"
     Image.fromarray((ramp).astype(np.uint16)).save(deep)
-    np.testing.assert_allclose(radiographs._open("2", deep), ramp.astype(np.uint16), rtol=0)
+    np.testing.assert_allclose(films.read("2", deep), ramp.astype(np.uint16), rtol=0)
 
 
 def test_crops_are_drawn_anew_and_stay_inside():
     film = np.arange(256 * 256, dtype=np.float32).reshape(256, 256, 1)
     corners = set()
     for seed in range(6):
-        crop = np.asarray(radiographs.random_crop(jax.random.key(seed), film))
+        crop = np.asarray(random_crop(jax.random.key(seed), film))
         top, left = divmod(int(crop[0, 0, 0]), 256)
         np.testing.assert_array_equal(crop, film[top : top + 224, left : left + 224])
         corners.add((top, left))
@@ -191,7 +196,7 @@ def test_configs_pass_their_check():
 
 def test_a_short_row_has_empty_cells(tmp_path):
     (tmp_path / "metadata.csv").write_text("image,patient_id,label,view\na.png,1,0,PA\nb.png,2,1\n")
-    kept = radiographs._filtered(radiographs._read(tmp_path / "metadata.csv"))[0]
+    kept = kept_rows(tmp_path)
     assert [row["image"] for row in kept] == ["a.png"]
 
 
@@ -201,4 +206,4 @@ def test_real_films(tmp_path):
     for split in dataset.splits.values():
         assert len(split.label) == 12
         brightness = split.image.reshape(12, -1)
-        assert (np.abs(brightness.mean(1) - 127.5) < 20).all()  # equalised
+        assert (np.abs(brightness.mean(1) - 127.5) < 20).all()  # equalized

@@ -101,6 +101,14 @@ def test_delta_x_that_is_not_a_number_is_reported():
     assert any("alpha_delta_x is not a number on 3 of 10 images" in line for line in result["warnings"])
 
 
+def test_explicit_bounds_accept_one_bright_image():
+    image, label = np.full((1, 4, 4, 1), 0.5, np.float32), np.array([1], np.int32)
+    options = {"epsilons": (0.1,), "pgd": None, "square": None}
+    with pytest.raises(ValueError, match=r"look like \[0, 1\]"):
+        gradalign_jax.evaluate(linear, image, label, **options)
+    assert gradalign_jax.evaluate(linear, image, label, bounds=(-1, 1), **options)["images"] == 1
+
+
 def test_softmax_outputs_are_reported():
     image, label = own_images(10)
     options = {"epsilons": (0.1,), "pgd": None, "square": None, "block": 10}

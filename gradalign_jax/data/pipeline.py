@@ -112,5 +112,7 @@ def _check_range(low: float, high: float, bounds: tuple[float, float]) -> None:
         raise ValueError(f"{found}: they look like [0, 255]; pass x / 127.5 - 1, or data.to_float of uint8")
     if low < bounds[0] - slack or high > bounds[1] + slack:
         raise ValueError(f"{found}: undo the normalization (it belongs to the model), or pass bounds=(low, high)")
-    if bounds == IMAGE_RANGE and low >= 0:
-        raise ValueError(f"{found}: they look like [0, 1]; pass 2 * x - 1, or bounds=(0, 1) if this is intended")
+    if bounds is IMAGE_RANGE and low >= 0:  # the default: bounds that a caller gives are an answer
+        raise ValueError(
+            f"{found}: they look like [0, 1]; pass 2 * x - 1, or bounds=(0, 1); bounds=(-1, 1) accepts them as they are"
+        )

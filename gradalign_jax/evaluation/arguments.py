@@ -13,7 +13,7 @@ import numpy as np
 from gradalign_jax.attacks import pgd as pgd_attack
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
 from gradalign_jax.evaluation.results import ATTACKS
-from gradalign_jax.types import DeltaX, LogitsFn
+from gradalign_jax.types import IMAGE_RANGE, DeltaX, LogitsFn
 
 _ROUNDING = 1e-4  # up to which probabilities sum to one
 
@@ -65,7 +65,7 @@ def value_range(bounds: Sequence[float]) -> tuple[float, float]:
     """Return the smallest and the largest value of an image as plain numbers."""
     if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
         raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
-    return float(bounds[0]), float(bounds[1])
+    return bounds if bounds is IMAGE_RANGE else (float(bounds[0]), float(bounds[1]))
 
 
 def check_attacks(attacks: Attacks) -> None:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradalign_jax.attacks import losses
 from gradalign_jax.attacks.ball import per_image
-from gradalign_jax.attacks.pgd import LOSSES
 from gradalign_jax.types import IMAGE_RANGE, Array, LogitsFn
 
 _INSIDE = 0.999999  # keeps arctanh finite at the ends of the range, and says when a loss no longer falls
@@ -81,9 +81,9 @@ def make(
         w = jnp.arctanh(_INSIDE * jnp.clip((image - centre) / half, -1, 1))
         start = centre + half * jnp.tanh(w)
 
-        def losses(delta, constant):
+        def objective(delta, constant):
             trial = centre + half * jnp.tanh(w + delta)
-            margin = confidence - LOSSES["margin"](logits_fn(trial), label)
+            margin = confidence - losses.margin(logits_fn(trial), label)
             moved = squared(trial - start)
             loss = moved + constant * jnp.maximum(margin, 0)
             return jnp.sum(loss), (loss, margin, trial)
@@ -97,7 +97,7 @@ def make(
 
             def iterate(carry):
                 i, running, delta, moments, previous, found, fooled = carry
-                gradient, (loss, margin, trial) = jax.grad(losses, has_aux=True)(delta, search.constant)
+                gradient, (loss, margin, trial) = jax.grad(objective, has_aux=True)(delta, search.constant)
                 updates, moments = adam.update(gradient, moments)
                 checked = i % check_every == 0
                 running &= ~(checked & (loss > previous * _INSIDE))

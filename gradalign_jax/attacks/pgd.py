@@ -4,21 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from gradalign_jax.attacks.ball import BALLS, check_epsilon, per_image
+from gradalign_jax.attacks.losses import LOSSES
 from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
-
-
-def _cross_entropy(logits: Array, label: Array) -> Array:
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-
-
-def _margin(logits: Array, label: Array) -> Array:
-    """max_{j≠y} logit_j - logit_y. With two classes this is linear in the score, so its gradient never vanishes."""
-    is_label = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
-    other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-    return other - jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
-
-
-LOSSES = {"cross_entropy": _cross_entropy, "margin": _margin}
 
 
 def vanishing(logits_fn: LogitsFn, image: Array, label: Array, loss: str = "cross_entropy") -> Array:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradalign_jax.attacks import losses
 from gradalign_jax.attacks.ball import check_epsilon, per_image
-from gradalign_jax.attacks.pgd import LOSSES, image_keys
+from gradalign_jax.attacks.pgd import image_keys
 from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
 
 # The share of pixels in a window halves after so many of 10,000 queries; other budgets stretch or shrink the scale.
@@ -57,7 +58,7 @@ class Parts(NamedTuple):
 
 
 def _margin(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
-    return -LOSSES["margin"](logits_fn(image), label)
+    return -losses.margin(logits_fn(image), label)
 
 
 def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

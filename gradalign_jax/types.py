@@ -1,12 +1,13 @@
-"""The vocabulary that every kernel shares: batches, classifiers, and the functions they exchange.
+"""The vocabulary of the kernels: batches, classifiers, and the functions they exchange.
 
-Kernels receive functions (`LogitsFn`, `DeltaX`) and arrays, never a config, a model object or a path.
-Images are float32 `[B, H, W, C]` (Spheres: `[B, 500]`) in `IMAGE_RANGE`; labels are int32 `[B]`; every
-epsilon and step size is in the units of that range (MNIST's usual 0.3 of [0, 1] is 0.6 here).
+Kernels receive functions (`LogitsFn`, `DeltaX`, `Attack`) and arrays, never a config, a model object or a path. Any
+callable that takes the positional arguments of a protocol below serves, a lambda included; nothing is subclassed.
+Images are float32 `[B, H, W, C]` (Spheres: `[B, 500]`) in `IMAGE_RANGE`; labels are int32 `[B]`; every ε and step size
+is in the units of that range (MNIST's usual 0.3 of [0, 1] is 0.6 here).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,81 @@ IMAGE_RANGE = (-1.0, 1.0)
 
 Array = jax.Array
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, as Flax returns them
-LogitsFn = Callable[[Array], Array]  # images [B, ...] -> logits [B, K]
-DeltaX = Callable[..., Array]  # (image, label, target, index) -> [B, ...], a vector to class `target`
-Attack = Callable[..., Array]  # (logits_fn, key, image, label, epsilon[, step_size]) -> images
+State = TypeVar("State")
+
+
+class LogitsFn(Protocol):
+    """A classifier with its weights."""
+
+    def __call__(self, image: Array, /) -> Array:
+        """Return logits `[B, K]` of images `[B, ...]`; in evaluation mode, where each image has its own."""
+
+
+class DeltaX(Protocol):
+    """Δx: a vector from each image to a class."""
+
+    def __call__(self, image: Array, label: Array, target: Array, index: Array | None, /) -> Array:
+        """Return `[B, ...]`, the vector from each image to class `target`, in the shape and units of the images.
+
+        Args:
+          image: `[B, ...]`.
+          label: int `[B]`, the true classes.
+          target: int `[B]`, the classes to move to.
+          index: int `[B]`, each image's place in its data set, for a Δx that is stored; None where it has none.
+        """
+
+
+class Attack(Protocol):
+    """An attack that takes gradient steps, as `attacks.pgd.make` builds it."""
+
+    def __call__(
+        self,
+        logits_fn: LogitsFn,
+        key: Array,
+        image: Array,
+        label: Array,
+        epsilon: float | Array,
+        step_size: float | Array,
+        /,
+    ) -> Array:
+        """Return attacked images `[B, ...]` within ε of `image`.
+
+        Args:
+          logits_fn: the classifier that is attacked.
+          key: one random key, or one per image `[B]`.
+          image: `[B, ...]`.
+          label: int `[B]`, the classes to lead away from.
+          epsilon, step_size: a scalar or one per image `[B]`, traced, in the units of the images.
+        """
+
+
+class BlackBoxAttack(Protocol):
+    """An attack that reads logits alone and takes no step size, as `attacks.square.make` builds it."""
+
+    def __call__(self, logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon: float | Array, /) -> Array:
+        """Return attacked images `[B, ...]`; the arguments are those of `Attack`."""
+
+
+class Batch(NamedTuple):
+    """A batch of examples; `index` is each example's place in its data set (the key of a cached Δx)."""
+
+    image: Array
+    label: Array
+    index: Array
+
+
+class Step(Protocol[State]):
+    """A training step, as each `make_step` builds it: a pure function of arrays, on one device's share of a batch."""
+
+    def __call__(self, state: State, batch: Batch, keys: Array, settings: Any, /) -> tuple[State, dict[str, Array]]:
+        """Return the state after the step, and its metrics as scalars.
+
+        Args:
+          state: all that training changes.
+          batch: this device's examples.
+          keys: one random key per example `[B]`.
+          settings: the traced scalars that the step needs, by name.
+        """
 
 
 class ResidualGenerator(NamedTuple):
@@ -45,23 +118,15 @@ class Estimate(NamedTuple):
     index: Any = None
 
 
-class Batch(NamedTuple):
-    """A batch of examples; `index` is each example's place in its data set (it keys cached Δx)."""
-
-    image: Array
-    label: Array
-    index: Array
-
-
 class Classifier(NamedTuple):
     """A model as two pure functions.
 
     init(key) -> variables {"params", "batch_stats"}.
-    apply(variables, image, train=False) -> (logits [B, K], batch_stats): in training mode the returned
-    statistics are the updated ones, otherwise those that came in. Normalisation of the input belongs to
-    the model. Two-class models compute one score s and return `binary_logits(s)`.
+    apply(variables, image, train=False) -> (logits `[B, K]`, batch_stats): the statistics are updated in training mode,
+      else those that came in. The model normalizes its own input. A model of two classes computes one score s and
+      returns `binary_logits(s)`.
     prepare(variables, factors) -> logits_fn: the model in evaluation mode for a search that calls it many times, with
-    constants folded and products of factors of type `factors`; None: `apply` serves.
+      constants folded and products of factors of type `factors`; None: `apply` serves.
     """
 
     init: Callable[[Array], Variables]
@@ -69,16 +134,24 @@ class Classifier(NamedTuple):
     prepare: Callable[[Variables, Any], LogitsFn] | None = None
 
     def searched(self, variables: Variables, factors: Any) -> LogitsFn:
-        """The function that a search calls: `prepare`'s, or `apply` in evaluation mode."""
+        """Return the function that a search calls: that of `prepare`, or `apply` in evaluation mode."""
         if self.prepare is None:
             return lambda image: self.apply(variables, image, train=False)[0]
         return self.prepare(variables, factors)
 
 
 def binary_logits(score: Array) -> Array:
-    """Presents a binary classifier's one output s `[B]` or `[B, 1]` as logits (-s/2, +s/2) `[B, 2]`.
+    """Return the one output s `[B]` or `[B, 1]` of a binary classifier as logits (-s/2, +s/2) `[B, 2]`.
 
-    Their softmax is sigmoid(s), so that every formula for K classes holds for two as it stands.
+    Their softmax is sigmoid(s), so every formula for K classes also holds for two.
     """
     half = score.reshape(score.shape[0]) / 2
     return jnp.stack([-half, half], axis=-1)
+
+
+def predicted(logits: Array) -> Array:
+    """Return the class of the largest logit `[B]`, the first of equal ones; -1, which is no class, where one is NaN.
+
+    Everything that counts errors uses this rule, the authors': with one score s, class 1 is predicted where s > 0.
+    """
+    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))

@@ -72,6 +72,15 @@ def test_the_batch_does_not_matter():
     np.testing.assert_allclose(together.distance[2], alone.distance[0], rtol=1e-4)
 
 
+def test_a_tie_counts_where_argmax_does_not_give_the_label():
+    """Logits that tie everywhere: label 0 cannot be fooled, label 1 is misclassified already."""
+    image = RNG.uniform(-0.3, 0.3, (2, *SHAPE)).astype(np.float32)
+    tied = lambda x: jnp.ones((len(x), 2)) + 0 * x.sum()  # noqa: E731
+    found = attacked(tied, image, jnp.array([0, 1]), iterations=20, search_steps=2)
+    assert np.isinf(found.distance[0])
+    assert found.distance[1] < 1e-5
+
+
 @pytest.mark.parametrize("arguments", [{"search_steps": 0}, {"constant": 0.0}, {"bounds": (1.0, -1.0)}], ids=str)
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(ValueError, match="search_steps and iterations"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradalign_jax import data, models, parallel
-from gradalign_jax.attacks import square
+from gradalign_jax.attacks import losses, square
 from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.types import Classifier
 
@@ -260,8 +260,8 @@ def test_wrong_arguments_are_named(arguments):
         square.make(**arguments)
 
 
-def test_what_counts_decides_whom_a_search_fooled():
-    """A search with other logits: only those stay fooled who are by the logits that count, the rest go on."""
+def test_the_reported_logits_decide_which_images_are_fooled():
+    """The reported logits decide which images are fooled; the others stay in the search."""
     pieces = square.parts(50)
     image, label = jnp.zeros((3, 4, 4, 1)), jnp.zeros(3, jnp.int32)
     sign = jnp.asarray(np.array([1, 1, -1]).reshape(3, 1, 1, 1) * np.ones((3, 4, 4, 1)), jnp.int8)
@@ -271,6 +271,58 @@ def test_what_counts_decides_whom_a_search_fooled():
         return jnp.stack([0.5 - x.mean((1, 2, 3)), jnp.zeros(len(x))], -1)
 
     decided = pieces.decide(logits_fn, image, label, jnp.array([0.25, 0.75, 0.25]), state)
-    # Fooled by the search alone: goes on. Fooled by what counts alone: is fooled. By neither: keeps its margin.
+    # Fooled by the search alone: continues. By the reported logits alone: fooled. By neither: keeps its margin.
     np.testing.assert_allclose(decided.margin, [0.25, -0.25, 0.3])
     np.testing.assert_array_equal(decided.sign, sign)
+
+
+def tied_logits(x):
+    """Classes 0 and 1 tie at the top, 2 and 3 below: quantized, so that ties are common."""
+    level = jnp.floor(2 * x.mean((1, 2, 3)))
+    return jnp.stack([level, level, level - 1, level - 1], -1)
+
+
+@pytest.mark.parametrize("logits_fn", [tied_logits, lambda x: jnp.zeros((len(x), 4)) + 0 * x.sum()], ids=["two", "all"])
+def test_a_tie_is_fooled_where_argmax_does_not_give_the_label(logits_fn):
+    """In every part: the start, the search and the decision."""
+    label = jnp.array([0, 1, 2, 3])
+    image = jnp.full((4, 4, 4, 1), 0.1)
+    pieces = square.parts(20)
+    key, epsilon = jax.random.key(0), 0.05  # too small to change a level
+    state = pieces.start(logits_fn, key, image, label, epsilon)
+    right = np.asarray(logits_fn(image)).argmax(-1) == np.asarray(label)
+    np.testing.assert_array_equal(right, [True, False, False, False])
+    np.testing.assert_array_equal(state.margin > 0, right)
+    np.testing.assert_array_equal(state.queries > 0, right)  # the others are not attacked
+    state = pieces.search(logits_fn, key, image, label, epsilon, state, 0, 19)
+    np.testing.assert_array_equal(state.queries, 20 * right)
+    decided = pieces.decide(logits_fn, image, label, epsilon, state._replace(margin=jnp.full(4, -1.0)))
+    np.testing.assert_array_equal(decided.margin > 0, right)
+    np.testing.assert_array_equal(pieces.attacked(image, epsilon, decided), image)
+
+
+def test_a_search_accepts_a_tie_that_argmax_gives_to_another_class():
+    """A step function of the mean: 0 ties with the label until the mean rises, then the label loses by nothing."""
+    image, label = jnp.full((6, 4, 4, 1), -0.01), jnp.ones(6, jnp.int32)
+
+    def logits_fn(x):
+        return jnp.stack([jnp.where(x.mean((1, 2, 3)) > 0, 1.0, 0.0), jnp.ones(len(x))], -1)
+
+    attacked = square.make(50)(logits_fn, jax.random.key(0), image, label, 0.1)
+    logits = np.asarray(logits_fn(attacked))
+    np.testing.assert_array_equal(logits, 1)  # tied
+    assert np.all(logits.argmax(-1) != np.asarray(label))
+    assert np.all(np.any(attacked != image, axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_deciding_margin_is_positive_where_the_prediction_is_the_label(dtype):
+    values = np.array([0.0, 1.0, -2.0, np.inf, np.nan])
+    logits = jnp.asarray(np.stack(np.meshgrid(values, values, values), -1).reshape(-1, 3), dtype)
+    for label in range(3):
+        labels = jnp.full(len(logits), label)
+        expected = [not np.isnan(row).any() and int(np.argmax(row)) == label for row in np.asarray(logits, float)]
+        np.testing.assert_array_equal(losses.deciding_margin(logits, labels) > 0, expected)
+        untied = np.asarray(losses.margin(logits, labels), float)
+        clear = np.isfinite(untied) & (untied != 0)
+        np.testing.assert_array_equal(np.asarray(losses.deciding_margin(logits, labels), float)[clear], -untied[clear])

@@ -1,6 +1,6 @@
-"""The two balls of the attacks: a norm is how to start in it, which way is up, and how to get back in.
+"""The ε-balls of the attacks: each norm is a random start, a direction of steepest ascent and a projection.
 
-Vectors are `[B, ...]`, one per image; ε is a scalar or `[B]`. PGD uses these three functions and knows no norm.
+Vectors are `[B, ...]`, one per image; ε is a scalar or `[B]`. PGD is written in these three functions alone.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,10 @@ from gradalign_jax.types import Array
 
 
 class Ball(NamedTuple):
-    """random_start(key, image) -> a uniform point of the unit ball, one image, no batch axis;
-    steepest_ascent(gradient) -> the unit step that raises a linear function most;
+    """The three functions of a norm.
+
+    random_start(key, image) -> a uniform point of the unit ball, for one image without a batch axis.
+    steepest_ascent(gradient) -> the step of length 1 that raises a linear function most.
     project(delta, epsilon) -> the closest point of the ball of radius ε.
     """
 
@@ -25,24 +27,28 @@ class Ball(NamedTuple):
 
 
 def per_image(value: Array, like: Array) -> Array:
-    """A scalar or `[B]` shaped to broadcast against `[B, ...]`."""
+    """Return a scalar or `[B]` reshaped to broadcast against `[B, ...]`, in the type of `like`."""
     value = jnp.asarray(value, like.dtype)
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
 
 
 def check_epsilon(epsilon: Array) -> None:
-    """Raises ValueError on an ε that is negative or NaN; one that is traced cannot be looked at."""
+    """Check ε, unless it is traced and has no value yet.
+
+    Raises:
+      ValueError: if ε is negative or NaN.
+    """
     if not isinstance(epsilon, jax.core.Tracer) and not np.all(np.asarray(epsilon) >= 0):
         raise ValueError(f"epsilon={epsilon} must be >= 0, in the units of the images")
 
 
 def _linf_ascent(gradient: Array) -> Array:
-    # The sign, but no step where the gradient is NaN: one such pixel would make the whole image NaN.
+    # The sign, but 0 where the gradient is NaN: one such pixel would make all of the image NaN.
     return jnp.where(gradient > 0, 1, jnp.where(gradient < 0, -1, 0)).astype(gradient.dtype)
 
 
 def _norm(vector: Array) -> Array:
-    """L2 norm of each image, `[B, 1, ...]`, without underflow of the squares."""
+    """Return the L2 norm of each image `[B, 1, ...]`, without underflow of the squares."""
     axes = tuple(range(1, vector.ndim))
     scale = jnp.max(jnp.abs(vector), axis=axes, keepdims=True)
     safe = jnp.where(scale > 0, scale, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gradalign_jax.types import Array
+from gradalign_jax.types import Array, predicted
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -24,3 +24,13 @@ def margin(logits: Array, label: Array) -> Array:
 
 
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": cross_entropy, "margin": margin}
+
+
+def deciding_margin(logits: Array, label: Array) -> Array:
+    """Return logit_y - max_{j≠y} logit_j `[B]`, positive exactly where `types.predicted` gives the label.
+
+    A label that wins a tie has the smallest positive number instead of 0. NaN is not positive.
+    """
+    value = -margin(logits, label)
+    right = predicted(logits) == label
+    return jnp.where(right & ~(value > 0), jnp.finfo(value.dtype).tiny, value)

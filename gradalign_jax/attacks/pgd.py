@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al. 2018), as the paper attacks and trains with it (section 3.1, Eq. 17)."""
+"""Projected gradient descent (Madry et al. 2018), the attack of the paper in training and test (3.1, Eq. 17)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
 
 
 def vanishing(logits_fn: LogitsFn, image: Array, label: Array, loss: str = "cross_entropy") -> Array:
-    """Which images have a loss without a gradient, zero or not finite in every pixel, `[B]`: PGD has no way to go."""
+    """Return where PGD has no direction, bool `[B]`: the gradient of the loss is zero or not finite in every pixel."""
     gradient = jax.grad(lambda x: jnp.sum(LOSSES[loss](logits_fn(x), label)))(image)
     return ~jnp.any(jnp.isfinite(gradient) & (gradient != 0), axis=tuple(range(1, gradient.ndim)))
 
 
 def image_keys(key: Array, count: int) -> Array:
-    """One key per image: `key` itself where it already is a batch of keys, else folded with each position."""
+    """Return one key per image: `key` itself if it is a batch of keys, else `key` folded with each position."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if key.ndim == (1 if typed else 2):
         return key
@@ -29,24 +29,24 @@ def make(
     loss: str = "cross_entropy",
     bounds: tuple[float, float] = IMAGE_RANGE,
 ) -> Attack:
-    """Builds `attack(logits_fn, key, image, label, epsilon, step_size) -> image`.
+    """Build `attack(logits_fn, key, image, label, epsilon, step_size) -> image`.
 
-    From a uniform point of the ε-ball around the image (or the image itself), `steps` times: a step of `step_size`
-    in the direction of steepest ascent of the loss, then back into the ball around the original image, then into
-    `bounds`. The last iterate is returned; it carries no gradient. ε and step size are traced: a scalar or one per
-    image, in the image's units, so a new value never recompiles. `key` is one key, or one per image `[B]`: with
-    those, an image's start does not depend on who shares its batch.
+    The attack starts at a uniform point of the ε-ball around the image, or at the image. It takes `steps` steps of
+    `step_size` in the direction of steepest ascent of the loss, and projects each onto the ball around the original
+    image, then onto `bounds`. The last iterate is returned, without a gradient. ε and step size are traced: a scalar or
+    one per image, in the units of the images, so a new value never recompiles. `key` is one key, or one per image
+    `[B]`; in the latter case an image's start does not depend on the rest of its batch.
 
     Args:
       norm: "linf" or "l2".
       steps: number of gradient steps.
-      random_start: start at a uniform point of the ball.
+      random_start: whether to start at a uniform point of the ball.
       loss: "cross_entropy", or "margin" (max_{j≠y} logit_j - logit_y; the choice for two classes).
       bounds: smallest and largest value of an attacked image. Pixels outside are clamped even at ε = 0.
 
     Raises:
-      ValueError: on an unknown norm or loss, a negative number of steps, or bounds that are not ascending; from the
-        attack, on an ε that is negative or NaN, where it is not traced.
+      ValueError: if the norm or loss is unknown, `steps` is negative or `bounds` do not ascend; from the attack, if ε
+        is negative or NaN and not traced.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,7 +60,7 @@ def make(
     if loss not in LOSSES:
         raise ValueError(f"unknown attack loss {loss!r}: use one of {sorted(LOSSES)}")
     if steps < 0 or not bounds[0] < bounds[1]:
-        raise ValueError(f"steps must be >= 0 and bounds ascending, got steps={steps}, bounds={tuple(bounds)}")
+        raise ValueError(f"steps must be >= 0 and bounds must ascend, got steps={steps}, bounds={tuple(bounds)}")
     ball, loss_fn = BALLS[norm], LOSSES[loss]
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, step_size) -> Array:

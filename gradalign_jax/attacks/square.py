@@ -1,8 +1,8 @@
-"""Square Attack in L∞ (Andriushchenko et al. 2020, algorithm 2): random search over squares, by the logits alone.
+"""Square Attack in L∞ (Andriushchenko et al. 2020, algorithm 2): random search over squares that reads only the logits.
 
-An iterate lies at the corners of the ε-cube: it is the image plus ε times a sign per pixel, clamped. So the search's
-state is a pattern of signs, and no iterate can leave ball or range. Every image draws windows and signs of its own from
-its own key. The authors of the paper drew one window for a whole batch and reset PyTorch's seed at every call.
+An iterate is a corner of the ε-cube: the image plus ε times a sign per pixel, clamped. The state of the search is
+therefore a pattern of signs, and no iterate can leave the ball or the range. Each image draws its windows and signs
+from its own key. The authors of the paper drew one window for a whole batch and reset PyTorch's seed at every call.
 """
 
 import math
@@ -17,22 +17,22 @@ import numpy as np
 from gradalign_jax.attacks import losses
 from gradalign_jax.attacks.ball import check_epsilon, per_image
 from gradalign_jax.attacks.pgd import image_keys
-from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
+from gradalign_jax.types import IMAGE_RANGE, Array, BlackBoxAttack, LogitsFn
 
-# The share of pixels in a window halves after so many of 10,000 queries; other budgets stretch or shrink the scale.
+# The share of pixels in a window halves after each of these queries of 10,000; other budgets scale the schedule.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_MOST_QUERIES = 200_000  # i * 10,000 stays an int32
-_FIRST_CHUNK = 10  # iterations; every further chunk of `run` is twice as long, up to the longest
-_LONGEST_CHUNK = 200  # whom a search took for fooled and `decide` did not waits until the chunk's end
+_MOST_QUERIES = 200_000  # so that i * 10,000 fits an int32
+_FIRST_CHUNK = 10  # iterations; each further chunk of `run` is twice as long, up to the longest
+_LONGEST_CHUNK = 200  # an image that `search` alone counts as fooled idles until the end of its chunk
 
 
 class State(NamedTuple):
-    """The search, image by image.
+    """The state of the search for each image.
 
     sign: int8 `[B, ...]`, the pattern so far (0 for an image that was misclassified before any query).
-    margin: `[B]`, logit_y - max_{j≠y} logit_j of the iterate; fooled unless it is above 0, so that logits that are not
-      numbers count as wrong, as everywhere.
-    queries: int32 `[B]`, forward passes spent on attacked images.
+    margin: `[B]`, `losses.deciding_margin` of the iterate: logit_y - max_{j≠y} logit_j, positive unless it is
+      misclassified. Logits that are NaN count as misclassified.
+    queries: int32 `[B]`, forward passes on attacked images.
     """
 
     sign: Array
@@ -41,14 +41,15 @@ class State(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The attack in three parts, for drivers that interrupt it.
+    """The attack in parts, for drivers that interrupt it.
 
     start(logits_fn, key, image, label, epsilon) -> State: vertical stripes, the first query.
-    search(logits_fn, key, image, label, epsilon, state, first, last) -> State: iterations first .. last - 1 (traced),
-      ended early once every image is fooled.
-    decide(logits_fn, image, label, epsilon, state) -> State: who is fooled by the logits that count, where `search` saw
-      lower-precision ones; an image that only the search's logits misclassify continues with its margin by `logits_fn`.
-    attacked(image, epsilon, state) -> images: the iterate where it fools, else the image itself.
+    search(logits_fn, key, image, label, epsilon, state, first, last) -> State: iterations first .. last - 1 (traced);
+      ends early once every image is fooled.
+    decide(logits_fn, image, label, epsilon, state) -> State: decides by the reported logits which images are fooled,
+      where `search` used logits of lower precision. An image that only the latter misclassify stays in the search, with
+      the margin of `logits_fn`.
+    attacked(image, epsilon, state) -> images: the iterate where it is misclassified, else the image itself.
     """
 
     start: Callable[..., State]
@@ -58,11 +59,11 @@ class Parts(NamedTuple):
 
 
 def _margin(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
-    return -losses.margin(logits_fn(image), label)
+    return losses.deciding_margin(logits_fn(image), label)
 
 
 def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels; a vector is laid out as near to a square as its length allows (500: 20 x 25)."""
+    """Return height, width and channels; a vector becomes the squarest picture of its length (500: 20 x 25)."""
     if len(shape) == 1:
         height = max(n for n in range(1, math.isqrt(shape[0]) + 1) if shape[0] % n == 0)
         return height, shape[0] // height, 1
@@ -70,20 +71,21 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def side_length(i: Array, pixels: int, queries: int, initial_fraction: float) -> Array:
-    """The side of iteration i's window, int32: √(p · pixels) rounded, at least 1."""
+    """Return the side of the window of iteration i, int32: √(p · pixels) rounded, at least 1."""
     halvings = jnp.sum(i * 10_000 // queries > jnp.asarray(_HALVINGS))
     side = jnp.round(jnp.sqrt(initial_fraction * pixels * 0.5**halvings))
     return jnp.maximum(side, 1).astype(jnp.int32)
 
 
 def _stripes(key: Array, sign: Array) -> Array:
-    """A sign per column and channel, for one image."""
+    """Return one image's start: a random sign per column and channel."""
     return jnp.broadcast_to(jax.random.rademacher(jax.random.fold_in(key, 0), sign.shape[1:], sign.dtype), sign.shape)
 
 
 def _repaint(key: Array, i: Array, side: Array, sign: Array) -> Array:
-    """One image's signs with a window in a sign per channel. As in the published code the last row and column are
-    out of reach of windows smaller than the image.
+    """Return one image's signs with a random window set to a random sign per channel.
+
+    As in the published code, windows smaller than the image never reach its last row and column.
     """
     height, width, channels = sign.shape
     bits = jax.random.bits(jax.random.fold_in(key, i + 1), (2 + channels,), "uint32")
@@ -99,10 +101,10 @@ def _repaint(key: Array, i: Array, side: Array, sign: Array) -> Array:
 
 
 def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Parts:
-    """The parts of `make`; arguments and errors are its."""
+    """Build the parts of the attack; arguments and errors are those of `make`."""
     if not 1 <= queries <= _MOST_QUERIES or not 0 < initial_fraction <= 1 or not bounds[0] < bounds[1]:
         raise ValueError(
-            f"queries must lie in 1 to {_MOST_QUERIES}, initial_fraction in (0, 1] and bounds ascend, got "
+            f"queries must lie in 1 to {_MOST_QUERIES}, initial_fraction in (0, 1], and bounds must ascend, got "
             f"queries={queries}, initial_fraction={initial_fraction}, bounds={tuple(bounds)}"
         )
 
@@ -131,7 +133,7 @@ def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[floa
             sign = sign.reshape(image.shape)
             margin = _margin(logits_fn, iterate(image, epsilon, sign), label)
             alive = state.margin > 0
-            better = alive & ~(margin >= state.margin)  # not a number is better than any
+            better = alive & ~(margin >= state.margin)  # a NaN counts as an improvement: it misclassifies
             return i + 1, State(
                 jnp.where(per_image(better, image) > 0, sign, state.sign),
                 jnp.where(better, margin, state.margin),
@@ -152,23 +154,27 @@ def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[floa
     return Parts(start, search, decide, attacked)
 
 
-def make(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Attack:
-    """Builds `attack(logits_fn, key, image, label, epsilon) -> image`.
+def make(
+    queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE
+) -> BlackBoxAttack:
+    """Build `attack(logits_fn, key, image, label, epsilon) -> image`.
 
-    From random vertical stripes of ±ε, each query tries a random square window filled with ±ε per channel, and keeps it
-    where it lowers the margin logit_y - max_{j≠y} logit_j. An image leaves as soon as its margin is at most 0; windows
-    shrink on the published schedule, scaled to the budget. Images that no query fooled, and those that were
-    misclassified to begin with, come back as they were. ε is traced: a scalar or one per image, in the image's units.
-    `key` is one key, or one per image `[B]`: with those, an image's windows do not depend on who shares its batch.
-    Vectors `[B, n]` are laid out as pictures, Spheres' 500 coordinates as 20 x 25.
+    The search starts from random vertical stripes of ±ε. Each query fills a random square window with ±ε per channel
+    and keeps it where it lowers the margin logit_y - max_{j≠y} logit_j. The search of an image ends when it is
+    misclassified; of tied logits the first counts (`types.predicted`). Windows shrink on the published schedule, scaled
+    to the budget. Images that no query fools, and images that are misclassified already, are returned unchanged. ε is
+    traced: a scalar or one per image, in the units of the images. `key` is one key, or one per image `[B]`; in the
+    latter case an image's windows do not depend on the rest of its batch. Vectors `[B, n]` are laid out as pictures,
+    the 500 coordinates of Spheres as 20 x 25.
 
     Args:
-      queries: forward passes per image, the stripes' included (the authors' code spends one more).
-      initial_fraction: of the pixels in the first windows.
+      queries: forward passes per image, including the stripes (the authors' code spends one more).
+      initial_fraction: share of the pixels in the first windows.
       bounds: smallest and largest value of an attacked image.
 
     Raises:
-      ValueError: on a budget below 1, a fraction outside (0, 1], or bounds that do not ascend.
+      ValueError: if `queries` is below 1 or above 200,000, `initial_fraction` is outside (0, 1] or `bounds` do not
+        ascend.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -196,18 +202,20 @@ def run(
     queries: int = 5000,
     tick: Callable[[int, int], None] = lambda queries, left: None,
 ) -> State:
-    """The attack on a large set from the host: after each chunk of queries the fooled leave, the rest close ranks.
+    """Attack a large set from the host, dropping the rows that are fooled after each chunk of queries.
+
+    `start` and `search` may work in blocks of one shape, so that nothing recompiles and the arithmetic of a row does
+    not depend on the number of rows that are left.
 
     Args:
       start: rows int `[n]` -> State of those rows.
       search: (rows, their State, first, last) -> State.
-      size: how many rows there are; (image, ε) pairs, say.
+      size: number of rows, for example of (image, ε) pairs.
       queries: as in `make`.
-      tick: called after each chunk with the queries spent and the rows left.
+      tick: called before each chunk with the queries spent and the number of rows left.
 
     Returns:
-      The State of all rows, on the host. Both functions may work in blocks of one shape, so that nothing recompiles and
-      a row's arithmetic does not depend on how many are left.
+      The State of all rows, on the host.
     """
     state = State(*(np.array(leaf) for leaf in start(np.arange(size))))
     ends = [0]

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import alignment, parallel
@@ -17,12 +16,16 @@ from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.evaluation.options import Attacks
 from gradalign_jax.ops import precision
+<<<<<<< HEAD
 from gradalign_jax.types import Array, Attack, Classifier, Estimate, LogitsFn, Variables
 
 
 def predicted(logits: Array) -> Array:
     """Return the class of the largest logit `[B]`, or -1 (no class) where a logit is NaN; argmax would return 0."""
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
+=======
+from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, LogitsFn, Variables, predicted
+>>>>>>> attacks
 
 
 class Model(NamedTuple):

@@ -16,16 +16,7 @@ from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.evaluation.options import Attacks
 from gradalign_jax.ops import precision
-<<<<<<< HEAD
-from gradalign_jax.types import Array, Attack, Classifier, Estimate, LogitsFn, Variables
-
-
-def predicted(logits: Array) -> Array:
-    """Return the class of the largest logit `[B]`, or -1 (no class) where a logit is NaN; argmax would return 0."""
-    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
-=======
-from gradalign_jax.types import Array, Attack, Batch, Classifier, Estimate, LogitsFn, Variables, predicted
->>>>>>> attacks
+from gradalign_jax.types import Array, Attack, Classifier, Estimate, LogitsFn, Variables, predicted
 
 
 class Model(NamedTuple):

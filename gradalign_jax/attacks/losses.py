@@ -1,4 +1,4 @@
-"""Losses that untargeted attacks raise, one value per image, and the margin that decides who is misclassified."""
+"""Losses that attacks raise, one value per image, and the margin that decides which images are misclassified."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,16 @@ import jax.numpy as jnp
 
 from gradalign_jax.types import Array, predicted
 
+_TINY = 1e-12  # keeps the ratio finite where the sorted logits are equal
+
+
+def _pick(logits: Array, label: Array) -> Array:
+    return jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+
 
 def cross_entropy(logits: Array, label: Array) -> Array:
     """Return the cross-entropy `[B]` of logits `[B, K]` with integer labels `[B]`."""
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, label)
 
 
 def margin(logits: Array, label: Array) -> Array:
@@ -23,7 +29,60 @@ def margin(logits: Array, label: Array) -> Array:
     return other - jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
 
 
-LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": cross_entropy, "margin": margin}
+def dlr(logits: Array, label: Array) -> Array:
+    """Return the difference of logits ratio `[B]` (Croce & Hein 2020, Eq. 6): margin / (z_(1) - z_(3)), z_(i) sorted.
+
+    Unlike cross-entropy it does not change with the scale of the logits, so its gradient does not vanish with it.
+
+    Raises:
+      ValueError: if there are fewer than three classes.
+    """
+    if logits.shape[-1] < 3:
+        raise ValueError(f"dlr needs 3 classes, got {logits.shape[-1]}: use cross_entropy or margin")
+    largest = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, label) / (largest[:, 0] - largest[:, 2] + _TINY)
+
+
+def pma(logits: Array, label: Array) -> Array:
+    """Return the probability margin max_{j≠y} p_j - p_y `[B]` (Xie et al. 2024, arXiv 2411.15210)."""
+    return margin(jax.nn.softmax(logits), label)
+
+
+def targeted_margin(logits: Array, label: Array, target: Array) -> Array:
+    """Return logit_t - logit_y `[B]`."""
+    return _pick(logits, target) - _pick(logits, label)
+
+
+def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
+    """Return (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) `[B]`, z_(i) sorted (Croce & Hein 2020, Eq. 7).
+
+    Raises:
+      ValueError: if there are fewer than four classes.
+    """
+    if logits.shape[-1] < 4:
+        raise ValueError(f"targeted dlr needs 4 classes, got {logits.shape[-1]}: use cross_entropy or margin")
+    largest = jax.lax.top_k(logits, 4)[0]
+    return targeted_margin(logits, label, target) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + _TINY)
+
+
+def targeted_pma(logits: Array, label: Array, target: Array) -> Array:
+    """Return p_t - p_y `[B]`."""
+    return targeted_margin(jax.nn.softmax(logits), label, target)
+
+
+LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "pma": pma,
+}
+# Raised towards a target: loss(logits, label, target) -> [B].
+TARGETED: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "cross_entropy": lambda logits, label, target: -cross_entropy(logits, target),
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+    "pma": targeted_pma,
+}
 
 
 def deciding_margin(logits: Array, label: Array) -> Array:

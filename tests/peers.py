@@ -1,0 +1,51 @@
+"""Another implementation of the attacks, adv-lib in PyTorch, and a small classifier with equal weights in both."""
+
+import importlib
+import sys
+import types
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+CLASSES, PIXELS, HIDDEN = 6, 40, 32
+_RNG = np.random.default_rng(0)
+FIRST = (_RNG.normal(size=(PIXELS, HIDDEN)) / 3).astype(np.float32)
+SECOND = (_RNG.normal(size=(HIDDEN, CLASSES)) / 2).astype(np.float32)
+
+
+def adv_lib(module: str):
+    """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom."""
+    pytest.importorskip("torch")
+    found = find_spec("adv_lib")
+    if found is None:
+        pytest.skip("adv-lib is not installed: pip install gradalign_jax[peers]")
+    parts = module.split(".")
+    for end in range(1, len(parts)):
+        name = ".".join(["adv_lib", *parts[:end]])
+        if name not in sys.modules:
+            package = types.ModuleType(name)
+            package.__path__ = [str(Path(found.submodule_search_locations[0]).joinpath(*parts[:end]))]
+            sys.modules[name] = package
+    return importlib.import_module(f"adv_lib.{module}")
+
+
+def logits_fn(x):
+    return jnp.tanh((x - 0.5) @ FIRST) @ SECOND
+
+
+def torch_logits_fn(x):
+    import torch
+
+    return torch.tanh((x - 0.5) @ torch.as_tensor(FIRST)) @ torch.as_tensor(SECOND)
+
+
+def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images in [0, 1], some pixels at its ends, with the predicted labels, a few of them wrong."""
+    rng = np.random.default_rng(1)
+    image = rng.uniform(-0.1, 1.1, (count, PIXELS)).clip(0, 1).astype(np.float32)
+    label = np.asarray(logits_fn(image)).argmax(-1)
+    label[::20] = (label[::20] + 1) % CLASSES
+    return image, label

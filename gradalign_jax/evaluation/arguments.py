@@ -15,8 +15,6 @@ from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
 from gradalign_jax.evaluation.results import ATTACKS
 from gradalign_jax.types import IMAGE_RANGE, DeltaX, LogitsFn
 
-_ROUNDING = 1e-4  # up to which probabilities sum to one
-
 
 def classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
     """Return the number of classes, by tracing `logits_fn` without computing anything."""
@@ -145,15 +143,3 @@ def resolve_pgd(pgd: PGD | None, epsilons: tuple[float, ...], shape: tuple[int, 
     if step_size is None and isinstance(pgd.step_size, Real):
         step_size = pgd.step_size * root
     return dataclasses.replace(pgd, l2_epsilons=grid("l2_epsilons", l2_epsilons), l2_step_size=step_size)
-
-
-def softmax_warnings(logits: np.ndarray) -> list[str]:
-    """Warn of outputs that are probabilities or their logarithms."""
-    if not np.isfinite(logits).all():
-        return []
-    of = None
-    if logits.min() >= 0 and np.allclose(logits.sum(-1), 1, atol=_ROUNDING):
-        of = "probabilities (softmax outputs): attacks on them see gradients that vanish"
-    elif logits.max() <= 0 and np.allclose(np.exp(logits).sum(-1), 1, atol=_ROUNDING):
-        of = "log-probabilities: the alignments of a single logit's gradient (alpha_x) are then another quantity"
-    return [f"logits_fn seems to return {of}; give the logits before the softmax"] if of else []

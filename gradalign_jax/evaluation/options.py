@@ -30,16 +30,18 @@ class PGD:
 
 @dataclass(frozen=True)
 class Square:
-    """Square Attack in L∞.
+    """Square Attack.
 
     queries: budget for each image and ε.
     images: number of images attacked (0 = all).
     precision: of the search, as in `PGD`.
+    norm: "linf" or "l2".
     """
 
     queries: int = 5000
     images: int = 0
     precision: str = "float32"
+    norm: str = "linf"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,27 @@ class CW:
     images: int = 100
     iterations: int = 10_000
     learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A sequence of attacks, each on the images that the ones before it did not fool.
+
+    name: "autoattack" (APGD-CE, APGD-T, FAB-T, Square Attack; Croce & Hein 2020), or "malt" (APGD-T towards the classes
+      with the nearest linearized boundaries; Melamed et al. 2024).
+    norm: "linf" or "l2".
+    steps: gradient steps of each attack and target.
+    targets: number of wrong classes that targeted attacks try.
+    queries: budget of Square Attack.
+    precision: of the searches, as in `PGD`.
+    """
+
+    name: str = "autoattack"
+    norm: str = "linf"
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Evaluation:
     ):
         self.blocks = Blocks(split, on=on, block=block, key=key, block_key=block_key)
         self.size, self.label, self.block = self.blocks.size, self.blocks.label, self.blocks.block
-        self._classifier, self._attacks, self._loss = classifier, attacks, loss
+        self.classifier, self._attacks, self._loss = classifier, attacks, loss
         self._black_box, self._nearest = black_box, nearest
         self._search, self._queries = search, queries
         self._delta_x = parallel.replicate(delta_x.delta_x if delta_x else (), on)
@@ -86,9 +86,7 @@ class Evaluation:
 
     def _program(self, measure: Callable, *in_axes: int | None) -> Callable:
         """Build a program of measure(model, batch, keys, rows, *rest)."""
-        return self.blocks.program(
-            lambda variables, *rest: measure(Model(self._classifier, variables), *rest), *in_axes
-        )
+        return self.blocks.program(lambda variables, *rest: measure(Model(self.classifier, variables), *rest), *in_axes)
 
     @cached_property
     def _clean_program(self) -> Callable:
@@ -189,10 +187,20 @@ class Evaluation:
           `fooled` (an image misclassified without an attack counts) and the number of `queries`, `[ε, n]` each.
         """
         place = self.blocks.rows(part)["place"]
-        rows = {
-            "place": np.tile(place, len(epsilons)),
-            "epsilon": np.repeat(np.asarray(epsilons, np.float32), len(place)),
-        }
+        each = np.repeat(np.asarray(epsilons, np.float32), len(place))
+        found = self.square_pairs(variables, np.tile(place, len(epsilons)), each, queries, tick)
+        return {name: values.reshape(len(epsilons), len(place)) for name, values in found.items()}
+
+    def square_pairs(
+        self,
+        variables: Variables,
+        place: np.ndarray,
+        epsilon: np.ndarray,
+        queries: int,
+        tick: Callable[[int, int], None] = lambda queries, left: None,
+    ) -> dict[str, np.ndarray]:
+        """Run Square Attack on pairs of an image's position and an ε, `[n]` each; results as in `square`, `[n]`."""
+        rows = {"place": place, "epsilon": np.asarray(epsilon, np.float32)}
 
         def start(pairs):
             return self._start_program(variables, {name: leaf[pairs] for name, leaf in rows.items()})
@@ -200,9 +208,8 @@ class Evaluation:
         def search(pairs, state, first, last):
             return self.query(variables, rows["place"][pairs], rows["epsilon"][pairs], state, first, last)
 
-        state = square.run(start, search, len(rows["place"]), queries, tick)
-        shape = (len(epsilons), len(place))
-        return {"fooled": ~(state.margin > 0).reshape(shape), "queries": state.queries.reshape(shape)}
+        state = square.run(start, search, len(place), queries, tick)
+        return {"fooled": ~(state.margin > 0), "queries": state.queries}
 
     def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """Return the L2 distance to the nearest misclassified image found, `[n]`; +inf where none was found."""

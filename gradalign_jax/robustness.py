@@ -23,7 +23,7 @@ class EpsilonHalf(float):
         self.threshold, self.censored = threshold, censored
         return self
 
-    def __getnewargs__(self) -> tuple[float, float, bool]:
+    def __getnewargs__(self) -> tuple[float, float, bool]:  # type: ignore[override]  # float's has one value
         """What copies and pickles are made of."""
         return float(self), self.threshold, self.censored
 

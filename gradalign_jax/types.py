@@ -76,7 +76,7 @@ class Batch(NamedTuple):
 
     image: Array
     label: Array
-    index: Array
+    index: Array  # type: ignore[assignment]  # hides tuple.index
 
 
 class Step(Protocol[State]):

@@ -1,6 +1,5 @@
 """The entry point as it is typed: help, wrong input, and a whole smoke run."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -146,53 +145,9 @@ def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
     assert time.monotonic() - started < 10
 
 
-# Kernels know neither the host loop, nor runs, nor configs.
-HOST = {
-    "gradalign_jax.training.loop",
-    "gradalign_jax.storage.workdir",
-    "gradalign_jax.tasks",
-    "gradalign_jax.main",
-    "ml_collections",
-}
-
-
-def imported(file):
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def test_every_evaluated_run_has_a_directory_of_its_own():
     assert main.default_workdir("configs/mnist.py:evaluate", "runs/a/") == "runs/a_evaluate"
     assert main.default_workdir("configs/cifar10.py:pgd,smoke") == "runs/cifar10_pgd_smoke"
-
-
-def test_imports_point_one_way():
-    package = ROOT / "gradalign_jax"
-    for file in package.rglob("*.py"):
-        part = file.relative_to(package).parts[0].removesuffix(".py")
-        names = set(imported(file))
-        assert not any(name.split(".")[0] == "configs" for name in names), file
-        if part in (
-            "alignment",
-            "robustness",
-            "training",
-            "attacks",
-            "models",
-            "deltax",
-            "data",
-            "types",
-            "parallel",
-            "evaluation",
-            "measurements",
-            "diagnosis",
-        ):
-            assert not names & HOST, (file, names & HOST)
-        if part not in ("main", "tasks"):
-            assert not any(name.startswith("gradalign_jax.tasks") for name in names), file
 
 
 def test_only_parallel_names_pmap():

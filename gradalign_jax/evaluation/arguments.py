@@ -82,7 +82,7 @@ def check_attacks(attacks: Attacks) -> None:
         sizes |= {"cw.learning_rate": attacks.cw.learning_rate}
         counts |= {"cw_images": (attacks.cw.images, 0), "cw.iterations": (attacks.cw.iterations, 1)}
     for name, size in sizes.items():
-        if not isinstance(size, Real) or not (size > 0 and math.isfinite(size)):
+        if not isinstance(size, Real) or not (float(size) > 0 and math.isfinite(size)):
             raise ValueError(f"{name}={size} must be a number > 0")
     check_counts(counts)
 

@@ -118,10 +118,15 @@ class Evaluation:
             lambda model, batch, keys, rows, delta_x: alignment.by_class(model, delta_x or None, *batch), 0
         )
 
+    @property
+    def _square(self) -> square.Parts:
+        assert self._black_box is not None, "this Evaluation was built without Square Attack"
+        return self._black_box
+
     @cached_property
     def _start_program(self) -> Callable:
         def start(model, batch, keys, rows):
-            return self._black_box.start(model, keys, batch.image, batch.label, rows["epsilon"])
+            return self._square.start(model, keys, batch.image, batch.label, rows["epsilon"])
 
         return self._program(start)
 
@@ -131,14 +136,16 @@ class Evaluation:
             arguments = (keys, batch.image, batch.label, rows["epsilon"])
             with precision.scope(self._queries):
                 logits_fn = model.searched(self._queries)
-                state = self._black_box.search(logits_fn, *arguments, rows["state"], first, last)
-            return self._black_box.decide(model, *arguments[1:], state)
+                state = self._square.search(logits_fn, *arguments, rows["state"], first, last)
+            return self._square.decide(model, *arguments[1:], state)
 
         return self._program(query, None, None)
 
     @cached_property
     def _nearest_program(self) -> Callable:
-        return self._program(lambda model, batch, keys, rows: self._nearest(model, batch.image, batch.label).distance)
+        nearest = self._nearest
+        assert nearest is not None, "this Evaluation was built without Carlini and Wagner's attack"
+        return self._program(lambda model, batch, keys, rows: nearest(model, batch.image, batch.label).distance)
 
     def clean(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """Return the predicted class of each image, int `[n]`."""
@@ -209,7 +216,7 @@ class Evaluation:
             return self.query(variables, rows["place"][pairs], rows["epsilon"][pairs], state, first, last)
 
         state = square.run(start, search, len(place), queries, tick)
-        return {"fooled": ~(state.margin > 0), "queries": state.queries}
+        return {"fooled": ~(np.asarray(state.margin) > 0), "queries": np.asarray(state.queries)}
 
     def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """Return the L2 distance to the nearest misclassified image found, `[n]`; +inf where none was found."""
@@ -219,11 +226,13 @@ class Evaluation:
 def build(classifier: Classifier, split: pipeline.Split, attacks: Attacks, **options: Any) -> Evaluation:
     """Build the `Evaluation` of these attacks; `options` are its other arguments (on, block, key, delta_x, ...)."""
     bounds, white, black, nearest = attacks.bounds, attacks.pgd, attacks.square, attacks.cw
-    norms = white.norms if white else ()
+    white_box = {}
+    if white:
+        white_box = {f"pgd_{norm}": pgd.make(norm, white.steps, loss=white.loss, bounds=bounds) for norm in white.norms}
     return Evaluation(
         classifier,
         split,
-        attacks={f"pgd_{norm}": pgd.make(norm, white.steps, loss=white.loss, bounds=bounds) for norm in norms},
+        attacks=white_box,
         loss=attacks.loss,
         search=white.precision if white else "float32",
         black_box=square.parts(black.queries, bounds=bounds) if black else None,

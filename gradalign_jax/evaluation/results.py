@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def summarize(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
     alignment = values["alignment", None]
     found = {name: float(np.mean(alignment[name], dtype=np.float64)) for name in ALPHAS if name in alignment}
     lines = warnings.collect(curves, float(np.mean(alignment["zero_gradient"])), white_box, plan.loss)
-    lines += warnings.notfinite({name: alignment[name] for name in found})
+    lines += warnings.not_finite({name: alignment[name] for name in found})
     if ("nearest", None) in values and "pgd_l2" in rows:
         smallest = robustness.smallest_epsilon(plan.grid("pgd_l2"), rows["pgd_l2"])
         lines += warnings.far_descent(values["nearest", None]["distance"], smallest)
@@ -105,7 +106,7 @@ def _linearity(values: Values, split: Split, correct: np.ndarray) -> dict[str, A
     }
 
 
-def finite(values: np.ndarray) -> list[float | None]:
+def finite(values: Iterable[float]) -> list[float | None]:
     """Return plain numbers, None where a value is not finite (JSON has no infinity)."""
     return [float(value) if math.isfinite(value) else None for value in values]
 

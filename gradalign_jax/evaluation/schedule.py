@@ -6,7 +6,7 @@ resumes at the first point that is not recorded. Values are plain lists, so a re
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -47,11 +47,12 @@ class Plan(NamedTuple):
 def plan(attacks: Attacks, by_class: bool = False) -> Plan:
     """Return the measurements of these attacks; the step size and the ε of PGD L2 must be given."""
     white, black, nearest = attacks.pgd, attacks.square, attacks.cw
-    grids = {}
+    white_box: dict[str, tuple[Any, Any]] = {}
     if white:
         grids = {"linf": (white.step_size, attacks.epsilons), "l2": (white.l2_step_size, white.l2_epsilons)}
+        white_box = {f"pgd_{norm}": grid for norm, grid in grids.items() if norm in white.norms}
     return Plan(
-        {f"pgd_{norm}": grid for norm, grid in grids.items() if norm in white.norms},
+        white_box,
         attacks.epsilons,
         square_queries=black.queries if black else 0,
         square_images=black.images if black else 0,

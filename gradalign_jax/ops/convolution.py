@@ -78,8 +78,10 @@ def conv_transpose(x: Array, kernel: Array, stride: int, padding: int) -> Array:
             f"image has {x.shape[-1]} channels, the transpose of kernel {kernel.shape} reads {kernel.shape[3]}: "
             "make them equal"
         )
-    image = tuple(stride * (n - 1) + k - 2 * padding for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    return input_gradient(Window(image, kernel.shape[:2], stride, ((padding, padding),) * 2), x, kernel)
+    sizes = zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    rows, columns = (stride * (n - 1) + k - 2 * padding for n, k in sizes)
+    window = Window((rows, columns), (kernel.shape[0], kernel.shape[1]), stride, ((padding, padding),) * 2)
+    return input_gradient(window, x, kernel)
 
 
 # Measured: launch/README.md, "How the CPU's convolution forms were chosen".

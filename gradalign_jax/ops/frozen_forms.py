@@ -64,7 +64,7 @@ def few_outputs(taps: Array, x: Array) -> Array:
     height, width = x.shape[1:3]
     products = dense(taps, x).reshape(*x.shape[:3], 9, -1)  # [B, H, W, 9, O]
     products = jnp.pad(products, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return sum(products[:, t // 3 : t // 3 + height, t % 3 : t % 3 + width, t] for t in range(9))
+    return sum(products[:, t // 3 : t // 3 + height, t % 3 : t % 3 + width, t] for t in range(9))  # type: ignore[return-value]  # sum starts at 0
 
 
 def few_inputs(taps: Array, x: Array) -> Array:
@@ -115,8 +115,8 @@ def doubled_transpose(matrices: Sequence[Array], g: Array) -> Array:
     level = phases.sum((2, 4))
     columns = jnp.concatenate([placed(phases[:, :, :, :, b].sum(2), none, pads[b]) for b in range(2)], axis=-1)
     rows = jnp.concatenate([placed(phases[:, :, a].sum(3), pads[a], none) for a in range(2)], axis=-1)
-    both = [placed(phases[:, :, a, :, b], pads[a], pads[b]) for a in range(2) for b in range(2)]
-    both = jnp.concatenate(both, axis=-1)
+    corners = [placed(phases[:, :, a, :, b], pads[a], pads[b]) for a in range(2) for b in range(2)]
+    both = jnp.concatenate(corners, axis=-1)
     # The gradients of pixels and differences: the same sizes with I channels.
     level, columns, rows, both = (dense(m, a) for m, a in zip(matrices, (level, columns, rows, both), strict=True))
     # The transposes of the differences: of both into columns, then of rows and columns, [B, H, W, I].

@@ -65,12 +65,13 @@ def winograd(window: Window, g: Array, kernel: Array) -> Array:
     than the products where channels are many and pixels few.
     """
     back, taps = gradient_window(window), window.kernel[1]
-    products = []  # 6 x [B, tiles, W, I]
+    products: list[Array] = []  # 6 x [B, tiles, W, I]
     for band, weights in zip(bands(back, g), F43.from_kernel, strict=True):
         row_kernel = combine(weights, kernel[::-1])  # [kw, I, O], flipped along the rows only
         padded = pad(band, ((0, 0), back.pads[1]))  # [B, tiles, W + kw - 1, O]
         views = [padded[:, :, tap : tap + window.image[1]] for tap in range(taps)]  # kw x [B, tiles, W, O]
-        products.append(sum(product(view, row_kernel[taps - 1 - tap].T) for tap, view in enumerate(views)))
+        summands = [product(view, row_kernel[taps - 1 - tap].T) for tap, view in enumerate(views)]
+        products.append(sum(summands))  # type: ignore[arg-type]  # sum starts at 0
     return rows_from(products, window.image[0])
 
 
@@ -93,7 +94,8 @@ def by_phase(window: Window, g: Array, kernel: Array, stride_one: Form) -> Array
 
 def _phase(window: Window, g: Array, flipped: Array, phase: tuple[int, int], stride_one: Form) -> Array:
     """Return the input gradients at rows and columns ≡ phase (mod stride)."""
-    stride, first, pads, size = window.stride, [], [], []
+    stride = window.stride
+    first, size, pads = [], [], []
     for r, n, k, out, (low, _) in zip(phase, window.image, window.kernel, window.output, window.pads, strict=True):
         first.append((r + low) % stride)
         taps = len(range(first[-1], k, stride))
@@ -105,7 +107,7 @@ def _phase(window: Window, g: Array, flipped: Array, phase: tuple[int, int], str
     part = flipped[first[0] :: stride, first[1] :: stride]
     if not part.size:
         return jnp.zeros((len(g), *size, flipped.shape[3]), g.dtype)
-    return stride_one(Window(window.output, part.shape[:2], 1, tuple(pads)), g, part)
+    return stride_one(Window(window.output, (part.shape[0], part.shape[1]), 1, (pads[0], pads[1])), g, part)
 
 
 def _flipped(kernel: Array) -> Array:

@@ -35,8 +35,8 @@ def patches(window: Window, x: Array, g: Array, limit: float = 2**22) -> Array:
     rows, columns = window.live_taps(0), window.live_taps(1)
     size = len(rows) * len(columns) * x.shape[-1] * g.size // g.shape[-1]
     parts = [rows] if size <= limit else [range(row, row + 1) for row in rows]
-    live = [_flat_product(patches_of(window, x, part), g) for part in parts]  # [taps * I, O] each
-    live = jnp.concatenate(live).reshape(len(rows), len(columns), x.shape[-1], g.shape[-1])
+    products = [_flat_product(patches_of(window, x, part), g) for part in parts]  # [taps * I, O] each
+    live = jnp.concatenate(products).reshape(len(rows), len(columns), x.shape[-1], g.shape[-1])
     missing = [(t.start, k - t.stop) for t, k in zip((rows, columns), window.kernel, strict=True)]
     return jnp.pad(live, (*missing, (0, 0), (0, 0)))
 
@@ -83,13 +83,14 @@ def cells(window: Window, x: Array, g: Array) -> Array:
     """
     stride, (height, width) = window.stride, window.output
     sizes = zip(window.image, window.output, window.pads, strict=True)
-    x = pad(x, tuple((low, stride * (out + 1) - n - low) for n, out, (low, _) in sizes))
+    rows, columns = ((low, stride * (out + 1) - n - low) for n, out, (low, _) in sizes)
+    x = pad(x, (rows, columns))
     # The pixels of each cell as channels: [B, h + 1, w + 1, stride * stride * I]
     pixels = jnp.concatenate([x[:, row::stride, column::stride] for row, column in np.ndindex(stride, stride)], axis=-1)
     # The 2 x 2 outputs that read each cell as channels: [B, h + 1, w + 1, 2 * 2 * O]
     around = pad(g, ((1, 1), (1, 1)))
-    around = [around[:, row : row + height + 1, column : column + width + 1] for row in (1, 0) for column in (1, 0)]
-    flat = _flat_product(pixels, jnp.concatenate(around, axis=-1))
+    readers = [around[:, row : row + height + 1, column : column + width + 1] for row in (1, 0) for column in (1, 0)]
+    flat = _flat_product(pixels, jnp.concatenate(readers, axis=-1))
     # Tap = stride * (which output) + (which pixel), along either axis.
     flat = flat.reshape(stride, stride, x.shape[-1], 2, 2, g.shape[-1])
     return flat.transpose(3, 0, 4, 1, 2, 5).reshape(*window.kernel, x.shape[-1], g.shape[-1])
@@ -106,7 +107,7 @@ def in_groups(form: Form, window: Window, x: Array, g: Array) -> Array:
         return total + form(window, *group), None
 
     zero = jnp.zeros((*window.kernel, x.shape[-1], g.shape[-1]), g.dtype)
-    groups = tuple(a.reshape(-1, size, *a.shape[1:]) for a in (x, g))
+    groups = x.reshape(-1, size, *x.shape[1:]), g.reshape(-1, size, *g.shape[1:])
     return lax.scan(add, zero, groups)[0]
 
 
@@ -120,5 +121,5 @@ def _flat_product(a: Array, b: Array) -> Array:
         return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
     if a.shape[1] > b.shape[1]:
         return _flat_product(b, a).T
-    parts = (m.reshape(8, -1, m.shape[1]) for m in (a, b))
-    return lax.dot_general(*parts, (((1,), (1,)), ((0,), (0,)))).sum(0)
+    a, b = (m.reshape(8, -1, m.shape[1]) for m in (a, b))
+    return lax.dot_general(a, b, (((1,), (1,)), ((0,), (0,)))).sum(0)

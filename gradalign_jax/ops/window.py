@@ -25,7 +25,8 @@ class Window(NamedTuple):
     def output(self) -> tuple[int, int]:
         """Rows and columns of the result."""
         sizes = zip(self.image, self.kernel, self.pads, strict=True)
-        return tuple((n + low + high - k) // self.stride + 1 for n, k, (low, high) in sizes)
+        rows, columns = ((n + low + high - k) // self.stride + 1 for n, k, (low, high) in sizes)
+        return rows, columns
 
     def live_taps(self, axis: int) -> range:
         """Return the taps along one axis that read at least one pixel of the image, not only padding."""
@@ -39,15 +40,15 @@ Form = Callable[[Window, Array, Array], Array]
 
 def window_of(image: Sequence[int], kernel: Sequence[int], stride: int, padding: int | Pads) -> Window:
     """Return the window of a convolution from the shapes `[B, H, W, I]` and `[kh, kw, I, O]`."""
-    pads = ((padding, padding),) * 2 if isinstance(padding, int) else tuple(map(tuple, padding))
-    return Window(tuple(image[1:3]), tuple(kernel[:2]), stride, pads)
+    (top, bottom), (left, right) = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    return Window((image[1], image[2]), (kernel[0], kernel[1]), stride, ((top, bottom), (left, right)))
 
 
 def gradient_window(window: Window) -> Window:
     """Return the window of a stride-1 convolution's input gradient, with which the flipped kernel slides over g."""
     sizes = zip(window.image, window.kernel, window.output, window.pads, strict=True)
-    pads = tuple((k - 1 - low, n + low - out) for n, k, out, (low, _) in sizes)
-    return Window(window.output, window.kernel, 1, pads)
+    rows, columns = ((k - 1 - low, n + low - out) for n, k, out, (low, _) in sizes)
+    return Window(window.output, window.kernel, 1, (rows, columns))
 
 
 def dilated_pads(window: Window) -> list[tuple[int, int]]:

@@ -78,7 +78,7 @@ def bands(window: Window, x: Array) -> list[Array]:
 
 def band_window(window: Window, band: Array) -> Window:
     """Return the window of the convolution along the columns that remains for each band."""
-    return Window(band.shape[1:3], (1, window.kernel[1]), 1, ((0, 0), window.pads[1]))
+    return Window((band.shape[1], band.shape[2]), (1, window.kernel[1]), 1, ((0, 0), window.pads[1]))
 
 
 def rows_from(products: Sequence[Array], height: int) -> Array:

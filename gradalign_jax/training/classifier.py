@@ -73,6 +73,7 @@ def make_step(
 
         metrics = {}
         if method == "align":
+            assert delta_x is not None  # checked above
             logits, cosine, statistics = alignment.aligned_forward(apply, delta_x, *batch)
             metrics["alignment"] = jnp.mean(cosine)
         else:
@@ -86,6 +87,7 @@ def make_step(
     def step(state: TrainState, batch: Batch, keys: Array, settings: dict[str, Array]):
         variables = state.variables
         if method == "pgd":
+            assert attack is not None  # checked above
             with precision.scope(attack_precision):
                 logits_fn = classifier.searched(variables, precision.factors(attack_precision))
                 radius = settings["epsilon"], settings["step_size"]

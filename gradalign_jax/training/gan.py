@@ -54,7 +54,7 @@ def create_state(
     """A fresh state: both networks' initial variables, the optimiser's zeros for each, step 0."""
     keys = jax.random.split(key)
     g, d = generator.init(keys[0]), discriminator.init(keys[1])
-    optimizers = (optimizer.init(variables["params"]) for variables in (g, d))
+    optimizers = optimizer.init(g["params"]), optimizer.init(d["params"])
     return GanState(g, d, jax.tree.map(jnp.copy, g), *optimizers, jnp.zeros((), jnp.int32))
 
 
@@ -161,12 +161,13 @@ def make_step(
         draws = jnp.arange(len(batch.label))
 
         def body(state, inputs):
-            return d_step(state, *inputs, keys)
+            draw, real = inputs
+            return d_step(state, draw, real, keys)
 
         with precision.scope(products):
             state, metrics = jax.lax.scan(body, state, (draws, batch))
-            last = jax.tree.map(lambda rows: rows[-1], (draws, batch))
-            state, generator_metrics = g_step(state, *last, keys)
+            draw, real = jax.tree.map(lambda rows: rows[-1], (draws, batch))
+            state, generator_metrics = g_step(state, draw, real, keys)
         return state, {**jax.tree.map(jnp.mean, metrics), **generator_metrics}
 
     return step

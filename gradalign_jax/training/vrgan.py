@@ -41,7 +41,7 @@ def create_state(
     """A fresh state: both networks drawn, the optimisers' zeros, step 0."""
     keys = jax.random.split(key)
     drawn = generator.init(keys[0]), critic.init(keys[1])
-    moments = (optimizer.init(variables["params"]) for variables in drawn)
+    moments = optimizer.init(drawn[0]["params"]), optimizer.init(drawn[1]["params"])
     return VRGANState(*drawn, *moments, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
 
@@ -144,7 +144,8 @@ def make_step(
             of_critic, critic_losses = critic_gradient(critic, state.critic, batch, passed, weights)
             of_generator, generator_losses = generator_gradient(batch, passed, weights)
         losses = critic_losses | generator_losses
-        losses["loss"] = sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=True))
+        weighted = [weight * loss for weight, loss in zip(weights, losses.values(), strict=True)]
+        losses["loss"] = sum(weighted)  # type: ignore[assignment]  # sum starts at 0
         of_critic, of_generator, statistics, losses = mean((of_critic, of_generator, passed.statistics, losses))
         critic_variables, critic_moments = update(
             of_critic, state.critic_optimizer, state.critic, state.critic["batch_stats"]

@@ -186,7 +186,7 @@ TABLE_S1_SETUP = {key: row for (key,), row in _table(_TABLE_S1_SETUP, 1, S1_DATA
 
 
 def class_name(dataset: str, label: int) -> str:
-    """Return the paper's name of a class: −1 and 1 for labels 0 and 1 of Spheres, Squares and COPD, else as in figures."""
+    """Return the paper's name of a class: "−1" and "1" for labels 0 and 1 of Spheres, Squares and COPD."""
     names = CLASS_NAMES.get(dataset, ("−1", "1"))
     return names[label] if 0 <= label < len(names) else str(label)
 

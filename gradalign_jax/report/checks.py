@@ -109,6 +109,11 @@ def check(result: Any) -> None:
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    for key in _CONFIG:
+        section, _, last = key.partition(".")
+        value = config.get(section)
+        if isinstance(value if not last else isinstance(value, Mapping) and value.get(last), Mapping):
+            raise ValueError(f"{name}.{key} is a table")
     for key, value in flatten(config):
         if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
             raise ValueError(f"{name}.{key} is a list of lists")

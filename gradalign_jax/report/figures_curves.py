@@ -10,7 +10,7 @@ from gradalign_jax.paper import DATASET_NAMES, METHOD_NAMES
 from gradalign_jax.report import groups, statistics
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.style import Figure, Inputs, Palette, few_ticks, panels
-from gradalign_jax.report.tables_classifiers import correlation
+from gradalign_jax.report.tables_classifiers import CENSORED, correlation
 from gradalign_jax.report.text import as_mathtext
 
 ATTACKS = {"pgd_linf": "PGD L∞", "square_linf": "Square Attack L∞", "pgd_l2": "PGD L2"}
@@ -88,12 +88,10 @@ def draw_robustness(inputs: Inputs, palette: Palette):
             def has(classifier, attack=attack):
                 return attack in classifier.curves
 
-            drawn = [
-                _accuracy(
-                    axis, dataset, m, groups.longest_trained(inputs.classifiers, dataset, m, has), attack, palette
-                )
-                for m in METHOD_NAMES
-            ]
+            drawn = []
+            for method in METHOD_NAMES:
+                members = groups.longest_trained(inputs.classifiers, dataset, method, has)
+                drawn.append(_accuracy(axis, dataset, method, members, attack, palette))
             axis.axhline(50, color=palette.text, linewidth=0.7, linestyle=(0, (4, 3)))
             axis.set(title=f"{_name(dataset)} · {name}", ylim=(-3, 103))
             if not any(drawn):
@@ -239,8 +237,7 @@ FIGURE_S7 = Figure(
     "figureS7",
     "Figure S7 · Alignment over robustness, PGD training at several ε",
     "Each symbol is a classifier; more spikes mean a larger ε of training. Lines join the means of equal ε. r is "
-    "Pearson's, beside the paper's (Table 3). † : the largest ε of the attack leaves the error at 51 % or less, so that "
-    "ε50% is higher than shown.",
+    f"Pearson's, beside the paper's (Table 3). {CENSORED}",
     draw_series,
     "pgd runs at two or more config.attack.epsilon",
 )

@@ -10,7 +10,6 @@ from gradalign_jax.report.style import Figure, Inputs, Palette
 from gradalign_jax.report.text import as_mathtext
 
 RADII = (1.0, 1.3)  # of Spheres' classes −1 and 1 (section 2.1)
-_SIDES = (142, 88)  # of the squares of 224 pixels (section 3.1)
 
 
 class Theorem1(NamedTuple):
@@ -41,21 +40,24 @@ def theorem_1(angle: float, offset: float) -> Theorem1:
     """
     points = np.array([[0.0, radius] for radius in RADII])
     normal = np.array([np.sin(angle), np.cos(angle)])
-    threshold = float(normal @ (points.mean(0) + [0.0, offset]))
+    threshold = float(normal @ (points.mean(0) + np.array([0.0, offset])))
     return Theorem1(points, normal, threshold, np.array([-1, 1]) * (points @ normal - threshold))
 
 
-def square(side: int, size: int = 224, seed: int | None = None) -> np.ndarray:
-    """Return an image of Squares `[size, size, 1]`: ±0.5, and with a seed smooth noise of standard deviation 0.5."""
+def square(side: int, size: int) -> np.ndarray:
+    """Return an image of Squares without noise `[size, size, 1]`: 0.5 in the square, −0.5 around it."""
     half, center = side // 2, size // 2
     image = np.full((size, size, 1), -0.5)
     image[center - half : center + half, center - half : center + half] = 0.5
-    if seed is None:
-        return image
+    return image
+
+
+def noise(size: int, pixels: float, deviation: float, seed: int) -> np.ndarray:
+    """Return Gaussian noise `[size, size, 1]` of a standard deviation, smoothed over `pixels`."""
     frequency = np.fft.fftfreq(size)
-    blur = np.exp(-2 * (np.pi * 2.5) ** 2 * (frequency[:, None] ** 2 + frequency**2))  # a Gaussian of 2.5 pixels
-    noise = np.fft.ifft2(np.fft.fft2(np.random.default_rng(seed).normal(size=(size, size))) * blur).real
-    return image + 0.5 * (noise / noise.std())[..., None]
+    blur = np.exp(-2 * (np.pi * pixels) ** 2 * (frequency[:, None] ** 2 + frequency**2))
+    smooth = np.fft.ifft2(np.fft.fft2(np.random.default_rng(seed).normal(size=(size, size))) * blur).real
+    return deviation * (smooth / smooth.std())[..., None]
 
 
 def draw_theorem_1(inputs: Inputs, palette: Palette):
@@ -79,12 +81,12 @@ def draw_theorem_1(inputs: Inputs, palette: Palette):
         axis.annotate(f"$x_{side}$", point, xytext=(-sign * 3, -sign * 12), textcoords="offset points", va="center")
     arrow = {"arrowstyle": "-|>", "color": palette.text, "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", high, low, arrowprops=arrow)
-    axis.annotate(as_mathtext("Δx"), (low + high) / 2, xytext=(-12, 12), textcoords="offset points")
-    start = middle - 0.24 * along
+    axis.annotate(as_mathtext("Δx"), 0.75 * low + 0.25 * high, xytext=(-14, 0), textcoords="offset points")
+    start = middle + 0.2 * along
     axis.annotate("", start + 0.12 * normal, start, arrowprops=arrow)
     axis.annotate(r"$\omega$", start + 0.12 * normal, xytext=(3, 2), textcoords="offset points")
     axis.plot(*geometry.points.T, "o", color=palette.text, markersize=4)
-    axis.set(aspect="equal", xlim=(-0.37, 0.37))
+    axis.set(aspect="equal", xlim=(-0.37, 0.37), ylim=(0.93, 1.4))
     axis.set_axis_off()
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     return figure
@@ -122,7 +124,8 @@ def _arrow(axis: plt.Axes, palette: Palette, start: tuple, end: tuple, bend: flo
 def draw_direct_method(inputs: Inputs, palette: Palette):
     """Draw Figure 2: how the direct method is trained."""
     figure, axis = _canvas(9.4, 3.6)
-    x, delta = square(_SIDES[0], seed=0), square(_SIDES[1]) - square(_SIDES[0])
+    large, small = (square(side, size=224) for side in (142, 88))  # section 3.1
+    x, delta = large + noise(224, 2.5, 0.5, seed=0), small - large
     _image(axis, 0.7, 2.7, x, "x")
     _box(axis, palette, 2.2, 2.7, "G(x, ¬y)", palette.align, 1.0)
     _image(axis, 3.8, 2.7, delta, "Δ̂x", signed=True)
@@ -147,12 +150,14 @@ def draw_direct_method(inputs: Inputs, palette: Palette):
 
 def draw_indirect_method(inputs: Inputs, palette: Palette):
     """Draw Figure 3: how the indirect method projects an image to another class."""
-    figure, axis = _canvas(7.6, 2.5)
+    figure, axis = _canvas(7.6, 2.2)
+    axis.set_ylim(0.45, 2.2)
+    x, projected = (square(side, 32) + noise(32, 1.0, 0.25, seed=1).clip(-0.5, 0.5) for side in (20, 12))
     _box(axis, palette, 0.6, 1.6, "z, c", palette.baseline)
     _box(axis, palette, 2.0, 1.6, "G", palette.align)
-    _image(axis, 3.5, 1.6, square(12, size=32, seed=1).clip(-1, 1), "G(z, c)")
+    _image(axis, 3.5, 1.6, projected, "G(z, c)")
     _box(axis, palette, 5.2, 1.6, "L_proj", palette.pgd, 0.9)
-    _image(axis, 6.9, 1.6, square(20, size=32, seed=0).clip(-1, 1), "x")
+    _image(axis, 6.9, 1.6, x, "x")
     for start, end in (
         *(((1.0, 1.6), (1.6, 1.6)), ((2.4, 1.6), (2.95, 1.6))),
         *(((4.05, 1.6), (4.7, 1.6)), ((6.35, 1.6), (5.7, 1.6))),
@@ -183,8 +188,8 @@ FIGURES_1_TO_3 = (
     Figure(
         "figure3",
         "Figure 3 · The indirect method",
-        "The latent z of a conditional GAN is moved (dashed) until G(z, c) is close to x; Δ̂x = G(z*, c) − x. The images "
-        "are of the form of Squares32, drawn from the formulas.",
+        "The latent z of a conditional GAN is moved (dashed) until G(z, c) is close to x; Δ̂x = G(z*, c) − x. The "
+        "images are Squares32's, drawn from the formulas.",
         draw_indirect_method,
         "nothing",
     ),

@@ -226,8 +226,8 @@ FIGURES_4_TO_6 = (
     Figure(
         "figure6",
         "Figure 6 · Input gradients by method of training",
-        "∇ℓ(x) for one test image of each class, scaled to its own largest value, red positive. Titles: the class y of x "
-        "and the closest other class c̃(x) of each classifier. Right: the Δx of the measured alignment.",
+        "∇ℓ(x) for one test image of each class, scaled to its own largest value, red positive. Titles: the class y of "
+        "x and the closest other class c̃(x) of each classifier. Right: the Δx of the measured alignment.",
         draw_gradients,
         "any classifier run",
     ),

@@ -209,6 +209,7 @@ def render(
         HTML that needs no other file, but for links to the tables' files.
     """
     first, *others = drawings
+    style = STYLE.read_text(encoding="utf-8")
     entries = [(content.name, content.title) for content in tables]
     entries += [(drawing.figure.name, drawing.figure.title) for drawing in others]
     entries += [("notes", "Notes"), ("runs", "Runs")]
@@ -219,7 +220,7 @@ def render(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>gradalign_jax report</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><header>"
+        f"<title>gradalign_jax report</title><style>{style}</style></head><body><header>"
         "<p class='kicker'>gradalign_jax</p><h1>In which direction do gradients of robust classifiers point?</h1>"
         "<p class='lead'>Measured here, beside the numbers of <em>Quantifying the Preferential Direction of the Model "
         "Gradient in Adversarial Training With Projected Gradient Descent</em> (Lanfredi, Schroeder, Tasdizen).</p>"

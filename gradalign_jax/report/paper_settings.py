@@ -51,8 +51,8 @@ _VRGAN = {**_TRAINED, "vrgan.real": 1.0, "vrgan.generated": 0.01, "vrgan.fool": 
 _UNET = {"generator.name": "unet", "generator.width": 64}
 _GENERATOR = {
     "spheres": {"generator.name": "residual_mlp"},
-    **dict.fromkeys(("squares", "copd"), {**_UNET, "generator.downsamplings": 4}),
-    **dict.fromkeys(("mnist35", "squares32"), {**_UNET, "generator.downsamplings": 2}),
+    **{dataset: {**_UNET, "generator.downsamplings": 4} for dataset in ("squares", "copd")},
+    **{dataset: {**_UNET, "generator.downsamplings": 2} for dataset in ("mnist35", "squares32")},
 }
 _GAN = {
     **{"optimizer.learning_rate": 2e-4, "optimizer.b1": 0.0, "optimizer.b2": 0.999, "train.batch_size": 50},

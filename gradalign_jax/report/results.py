@@ -126,8 +126,8 @@ def settings_of(run: Run) -> dict[str, Any]:
 
     A key from after a run counts at the value that the run had without it.
     """
-    flat = dict(flatten(run.result.get("config") or {}))
-    sections = {key.partition(".")[0] for key in flat if "." in key}
+    config = run.result.get("config") or {}
+    flat, sections = dict(flatten(config)), {key for key, value in config.items() if isinstance(value, Mapping)}
     defaults = paper_settings.values(run.dataset, run.task) | EARLIER_DEFAULTS
     flat = {key: value for key, value in defaults.items() if key.partition(".")[0] in sections} | flat
     kept = {key: json.dumps(value) for key, value in flat.items() if key not in _NOT_COMPARED}

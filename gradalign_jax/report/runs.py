@@ -77,7 +77,7 @@ def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             damaged.append(Damaged(file, next(iter(reason.splitlines()), type(error).__name__)))
-    return _linked(runs), damaged
+    return linked(runs), damaged
 
 
 def _result_files(folder: Path) -> Iterator[Path]:
@@ -106,7 +106,7 @@ def is_directory_of(directory: str, run: Run) -> bool:
     return not os.path.exists(path) and path.parts[-3:] == run.path.parts[-3:]
 
 
-def _linked(runs: Sequence[Run]) -> list[Run]:
+def linked(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with their sources, which are linked themselves."""
     linked: dict[Path, Run] = {}
     for run in sorted(runs, key=lambda run: _ORDER.index(run.task) if run.task in _ORDER else len(_ORDER)):

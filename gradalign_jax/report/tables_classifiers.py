@@ -93,9 +93,9 @@ def table_3(classifiers: Sequence[Classifier]) -> Table:
         rows.append(Row((dataset,), DATASET_NAMES[dataset], "; ".join(notes), cells))
     legend = (
         "Pearson's r of ε50% PGD L∞ with the alignment (number of classifiers), PGD training at three or more ε. z: "
-        "difference of artanh r, with a jackknife's standard error that leaves out one ε at a time, because classifiers "
-        "of one ε are not independent; it needs four ε. The paper prints no uncertainty and not its ε, so that z assumes "
-        f"an equally uncertain r over the same range of ε; with few ε it misses small differences. {CENSORED}"
+        "difference of artanh r over its standard error by a jackknife that leaves out one ε at a time, because "
+        "classifiers of one ε are not independent; needs four ε. The paper prints neither its ε nor an uncertainty, so "
+        f"z assumes that its r is as uncertain as ours, over the same range of ε. {CENSORED}"
     )
     return Table(
         "table3", "Table 3 · Correlation of alignment and robustness", ("dataset",), paper.T3_COLUMNS,
@@ -117,7 +117,7 @@ def theorem_2(classifiers: Sequence[Classifier]) -> Table:
             )
     return Table(
         "theorem2", "Theorem 2 on Spheres · ε50% L2 / ᾱ_Δx", ("method",), ("ratio",), ("theory: 0.15",), tuple(rows),
-        f"Paper: ratio of the means in its Table 2. z uses our standard deviation alone and needs two seeds. {CENSORED}",
+        f"Paper: ratio of the means in its Table 2. z uses our deviation alone and needs two seeds. {CENSORED}",
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def accuracy_by_class(classifiers: Sequence[Classifier]) -> Table:
         ("accuracy", *_LEFT),
         (paper.QUANTITY_NAMES["accuracy"], *_LEFT.values()),
         tuple(rows),
-        "Accuracy on the test images of each class without an attack, and what each attack leaves right over all its ε. "
-        "Where Square Attack leaves less than PGD in a class, gradients are obfuscated there, as the paper remarks of "
-        "one class of Squares after training with L_α. From images.csv of evaluations; the paper prints no numbers.",
+        "Accuracy on the test images of each class, without an attack and over all ε of each attack. Where Square "
+        "Attack leaves less than PGD in a class, gradients are obfuscated there, as the paper remarks of one class of "
+        "Squares after training with L_α. From images.csv of evaluations; the paper prints no numbers.",
     )

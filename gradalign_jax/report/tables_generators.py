@@ -75,9 +75,11 @@ def _pictured_norm(run: Run, own: int, other: int) -> float | None:
     if arrays is None or other >= arrays["projected"].shape[1]:
         return None
     rows = arrays["label"] == own
-    moved = arrays["projected"][rows, other] - arrays["image"][rows]
-    norms = np.linalg.norm(moved.reshape(len(moved), -1).astype(np.float64), axis=1)
-    return float(norms.mean()) if len(norms) and np.isfinite(norms).all() else None
+    if not rows.any():
+        return None
+    moved = np.asarray(arrays["projected"][rows, other] - arrays["image"][rows], np.float64)
+    norms = np.linalg.norm(moved.reshape(len(moved), -1), axis=1)
+    return float(norms.mean()) if np.isfinite(norms).all() else None
 
 
 def norms(runs: Sequence[Run]) -> Table:

@@ -83,9 +83,9 @@ def _share(runs: Sequence[Run], split: str) -> float | None:
             return recorded
     for run in runs:
         partial = run.setting("evaluate.images") or run.setting("data.limit")
-        if split == "test" and run.task == "evaluate" and not partial:
-            if (images := read_images_table(run.path)) is not None:
-                return float(np.mean(images["ground_truth_class"] == 0))
+        images = read_images_table(run.path) if split == "test" and run.task == "evaluate" and not partial else None
+        if images is not None:
+            return float(np.mean(images["ground_truth_class"] == 0))
     return None
 
 
@@ -108,7 +108,9 @@ def _setup_cell(name: str, runs: Sequence[Run], printed: paper.Number | None) ->
 
 
 def _shown(value: float | None, text: str | None, printed: paper.Number | None) -> Cell:
-    return Cell((), printed) if value is None else Cell((float(value),), printed, text=text)
+    if value is None:
+        return Cell((), printed, text=None if printed else "–")
+    return Cell((float(value),), printed, text=text)
 
 
 def _hours(runs: Sequence[Run], stage: str) -> tuple[float, ...]:
@@ -125,6 +127,11 @@ def _hours(runs: Sequence[Run], stage: str) -> tuple[float, ...]:
     return tuple(run.result["seconds"] / 3600 for run in found)
 
 
+def _hours_cell(runs: Sequence[Run], stage: str, printed: paper.Number | None) -> Cell:
+    hours = _hours(runs, stage)
+    return Cell(hours, printed, text=None if hours or printed else "–")
+
+
 def table_s1(runs: Sequence[Run]) -> Table:
     """Build Table S1, properties in rows and data sets in columns as the paper has it."""
     by_dataset: Mapping[str, list[Run]] = {
@@ -136,8 +143,8 @@ def table_s1(runs: Sequence[Run]) -> Table:
         cells = tuple(_setup_cell(name, own, printed.get(dataset)) for dataset, own in by_dataset.items())
         rows.append(Row((name,), label, "", cells))
     for stage, label in _STAGES.items():
-        cells = tuple(Cell(_hours(own, stage), paper.HOURS[dataset,].get(stage)) for dataset, own in by_dataset.items())
-        rows.append(Row((stage,), label, "", cells))
+        cells = tuple(_hours_cell(own, stage, paper.HOURS[dataset,].get(stage)) for dataset, own in by_dataset.items())
+        rows.append(Row((f"hours_{stage}",), label, "", cells))
     return Table(
         "tableS1",
         "Table S1 · Data sets, settings and hours",
@@ -147,7 +154,7 @@ def table_s1(runs: Sequence[Run]) -> Table:
         tuple(rows),
         "Settings and hours are those of the runs that did most work; sizes and shares those of whole splits, where "
         "runs record them. Hours (number of runs): on the devices listed under Runs, tests included, not comparable "
-        "with the paper's where lengths differ; Square Attack: an evaluation with PGD, and without Carlini and Wagner's "
-        "attack where there is one. Paper: averages on a Titan V, Titan RTX or V100. For Spheres the paper prints "
-        "10,000,000 samples an epoch, its code draws 500,000. Class −1 is label 0.",
+        "with the paper's where lengths differ; Square Attack: an evaluation with PGD, where possible without Carlini "
+        "and Wagner's attack. Paper: averages on a Titan V, Titan RTX or V100. For Spheres the paper prints 10,000,000 "
+        "samples an epoch, its code draws 500,000. Class −1 is label 0.",
     )

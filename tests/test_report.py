@@ -168,7 +168,25 @@ def test_a_file_that_is_no_json_is_damaged(tmp_path, content):
     assert "\n" not in damaged.reason
 
 
-WRONG = (None, True, -1, 0, 1e308, 10**400, "x", "a|b<i>$%\\", "", [], [None], ["x"], [[1]], {}, {"x": "y"}, math.nan)
+WRONG = (
+    None,
+    True,
+    -1,
+    0,
+    1e90,
+    1e308,
+    10**400,
+    "x",
+    "a|b<i>$%\\",
+    "",
+    [],
+    [None],
+    ["x"],
+    [[1]],
+    {},
+    {"x": "y"},
+    math.nan,
+)
 
 
 def places(tree, path=()):
@@ -250,7 +268,7 @@ def test_no_edit_of_a_result_stops_a_report(kind):
                 continue
             render(runs.linked([runs.Run(ROOT / "nowhere", edited)]))
             accepted += 1
-    assert accepted > 50
+    assert accepted > 30
 
 
 @pytest.mark.parametrize("edit", ["none", "dtype", "shape", "label", "nan", "object", "target"])

@@ -12,7 +12,9 @@ from gradalign_jax.config_keys import flatten
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # NaN is not
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
+    )  # NaN is not; squares stay finite
 
 
 def _is_integer(value: Any) -> bool:

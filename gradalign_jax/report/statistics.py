@@ -66,9 +66,9 @@ def z_score(values: Sequence[float], printed: paper.Number | None) -> float | No
     parts = [(len(values) - 1, sd), (paper.RUNS - 1, printed_sd)]
     present = [(freedom, deviation) for freedom, deviation in parts if deviation is not None]
     freedom = sum(f for f, _ in present)
-    from_runs = sum(f * s**2 for f, s in present) / freedom * (1 / len(values) + 1 / paper.RUNS)
+    from_runs = sum(f * s * s for f, s in present) / freedom * (1 / len(values) + 1 / paper.RUNS)
     variance = from_runs + printed.rounding**2 / 3
-    if variance == 0:
+    if not 0 < variance < math.inf:
         return None
     freedom = min(freedom * (variance / max(from_runs, 1e-150 * variance)) ** 2, 1e12)
     return z_of_t((ours - printed.value) / math.sqrt(variance), freedom)

@@ -1,7 +1,6 @@
 """How figures look, on light and on dark pages, and what a figure is."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.runs import Run
 
 
-class Ink(NamedTuple):
-    """Colours of text, grid, page and the three methods."""
+class Palette(NamedTuple):
+    """Colors of text, grid, page and the three methods."""
 
     text: str
     faint: str
@@ -26,36 +25,44 @@ class Ink(NamedTuple):
     pgd: str
 
 
-LIGHT = Ink("#22262b", "#c9ced6", "#ffffff", "#6b7787", "#d97706", "#0f766e")
-DARK = Ink("#e4e7eb", "#414853", "#15181d", "#9aa7b8", "#fbab4c", "#4fc3b5")
+LIGHT = Palette("#22262b", "#c9ced6", "#ffffff", "#6b7787", "#d97706", "#0f766e")
+DARK = Palette("#e4e7eb", "#414853", "#15181d", "#9aa7b8", "#fbab4c", "#4fc3b5")
 
 
-class Material(NamedTuple):
-    """What figures are drawn from."""
+class Inputs(NamedTuple):
+    """The data that figures are drawn from."""
 
     runs: Sequence[Run]
     classifiers: Sequence[Classifier]
 
 
 class Figure(NamedTuple):
-    """A figure of the paper: how it is drawn (None where nothing was measured) and what it takes."""
+    """A figure of the report.
+
+    Attributes:
+        name: Name of its files.
+        title: Heading.
+        caption: Text below it.
+        draw: Returns a Matplotlib figure, or None where nothing was measured.
+        requires: The runs that it needs, in words.
+    """
 
     name: str
     title: str
     caption: str
-    draw: Callable[[Material, Ink], Any]
-    takes: str
+    draw: Callable[[Inputs, Palette], Any]
+    requires: str
 
 
-def style(ink: Ink) -> dict[str, Any]:
-    """Matplotlib's settings in these colours."""
+def settings(palette: Palette) -> dict[str, Any]:
+    """Return Matplotlib's settings in the colors of a palette."""
     return {
-        "figure.facecolor": ink.page,
-        "savefig.facecolor": ink.page,
-        "axes.facecolor": ink.page,
-        "axes.edgecolor": ink.faint,
-        "axes.labelcolor": ink.text,
-        "axes.titlecolor": ink.text,
+        "figure.facecolor": palette.page,
+        "savefig.facecolor": palette.page,
+        "axes.facecolor": palette.page,
+        "axes.edgecolor": palette.faint,
+        "axes.labelcolor": palette.text,
+        "axes.titlecolor": palette.text,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -63,12 +70,12 @@ def style(ink: Ink) -> dict[str, Any]:
         "axes.titlesize": 9.5,
         "axes.titleweight": "bold",
         "axes.labelsize": 8.5,
-        "grid.color": ink.faint,
+        "grid.color": palette.faint,
         "grid.alpha": 0.45,
         "grid.linewidth": 0.6,
-        "text.color": ink.text,
-        "xtick.color": ink.text,
-        "ytick.color": ink.text,
+        "text.color": palette.text,
+        "xtick.color": palette.text,
+        "ytick.color": palette.text,
         "xtick.labelsize": 7.5,
         "ytick.labelsize": 7.5,
         "xtick.major.size": 2.5,
@@ -82,27 +89,8 @@ def style(ink: Ink) -> dict[str, Any]:
     }
 
 
-# Symbols as Matplotlib sets them.
-SYMBOLS = {
-    "ᾱ_Δx": r"$\bar{\alpha}_{\Delta x}$",
-    "ᾱ_x": r"$\bar{\alpha}_x$",
-    "L_α": r"$L_\alpha$",
-    "∇ℓ": r"$\nabla\ell$",
-    "Δ̂x": r"$\widehat{\Delta x}$",
-    "x̂′": r"$\hat{x}'$",
-    "Δx": r"$\Delta x$",
-    "ε50%": r"$\varepsilon_{50\%}$",
-}
-
-
-def symbols(text: str) -> str:
-    """The text with its symbols set as mathematics."""
-    pattern = "|".join(map(re.escape, SYMBOLS))
-    return re.sub(pattern, lambda found: SYMBOLS[found[0]], text)
-
-
 def few_ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis as plain numbers: at 1, or at 1, 2 and 5 where that leaves few."""
+    """Set a logarithmic axis' ticks as plain numbers: at 1, or also at 2, 3 or 5 where those would be too few."""
     decades = math.log10(high / low)
     subdivisions = (1,) if decades > 2 else (1, 3) if decades > 1.2 else (1, 2, 5)
     ticks = [float(f"{s}e{d}") for d in range(math.floor(math.log10(low)), 9) for s in subdivisions]
@@ -112,6 +100,6 @@ def few_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any):
-    """A figure of equal panels, and its axes as a two-dimensional array."""
+    """Return a figure of equal panels, sizes in inches, and its axes `[rows, columns]`."""
     size = (width * columns, height * rows)
     return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)

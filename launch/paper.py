@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
 
 from gradalign_jax import paper
-from launch import paper_plan
-from launch.paper_plan import Job, Scale
+from launch import plan
+from launch.plan import Job, Scale
 
 REAL = ("mnist35", "mnist", "cifar10")  # read through tensorflow_datasets
 
@@ -42,23 +42,23 @@ def main(argv: Sequence[str]) -> int:
 
 def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     """Plans, and does what was asked for."""
-    scale = paper_plan.SCALES[arguments.scale]
-    jobs = paper_plan.plan(scale, arguments.only, arguments.table, arguments.generators)
+    scale = plan.SCALES[arguments.scale]
+    jobs = plan.plan(scale, arguments.only, arguments.table, arguments.generators)
     jobs, left_out = available([with_inputs(job, arguments.pretrained, arguments.films) for job in jobs], scale)
     for reason in left_out:
         print(f"# {reason}", file=sys.stderr)
     root = Path(arguments.root or f"runs/{'paper' if arguments.scale == 'full' else arguments.scale}")
     python = [*shlex.split(arguments.prefix), sys.executable]
-    commands = {job.name: [*python, *paper_plan.command(job, scale, str(root), extra)] for job in jobs}
+    commands = {job.name: [*python, *plan.command(job, scale, str(root), extra)] for job in jobs}
     if arguments.estimate:
-        printed = paper.HOURS if scale is paper_plan.FULL else {}  # of runs of the paper's length
+        printed = paper.HOURS if scale is plan.FULL else {}  # of runs of the paper's length
         print(estimate(jobs, root, read_speeds(arguments.speeds) if arguments.speeds else {}, printed))
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
     elif arguments.run:
-        if scale is paper_plan.MINI:  # tiny runs take longer to compile than to run
+        if scale is plan.MINI:  # tiny runs take longer to compile than to run
             os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-        return run(jobs, commands, root, arguments.jobs or (2 if scale is paper_plan.MINI else 1), arguments.stop)
+        return run(jobs, commands, root, arguments.jobs or (2 if scale is plan.MINI else 1), arguments.stop)
     else:
         show(jobs, commands, root)
     return 0
@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--scale",
-        choices=list(paper_plan.SCALES),
+        choices=list(plan.SCALES),
         default="full",
         help="short: Spheres and MNIST-3/5, planned for an hour and a half on two CPU cores; mini: minutes, tiny runs",
     )
@@ -98,7 +98,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
     """Jobs that can be run, and one line for every reason why others cannot."""
-    real = bool(os.environ.get("TFDS_DATA_DIR")) or scale is not paper_plan.MINI
+    real = bool(os.environ.get("TFDS_DATA_DIR")) or scale is not plan.MINI
     kept: dict[str, Job] = {}
     reasons: dict[str, dict[str, None]] = {}
 
@@ -111,7 +111,7 @@ def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
             tell("chest radiographs are one's own: give --films=DIR", "copd")
         elif job.dataset in REAL and not real:
             tell("TFDS_DATA_DIR is not set, so the mini paper keeps to the synthetic sets", job.dataset)
-        elif paper_plan.configured(job, scale) is None:
+        elif plan.configured(job, scale) is None:
             tell("there is no such config", f"{job.dataset}:{job.task}")
         elif any(not key.startswith("evaluate.") for key in absent):
             tell("what it starts from is left out", f"{job.dataset}:{job.task}")
@@ -125,7 +125,7 @@ def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
 def with_inputs(job: Job, pretrained: str, films: str) -> Job:
     """The job with ImageNet weights, where the paper's starts from them, and with the folder of radiographs."""
     own = {}
-    if pretrained and job.dataset in paper_plan.IMAGENET and job.task in (*paper_plan.METHODS, "vrgan"):
+    if pretrained and job.dataset in plan.IMAGENET and job.task in (*plan.METHODS, "vrgan"):
         own["model.pretrained"] = pretrained
     if films and job.dataset == "copd":
         own["data.folder"] = films
@@ -145,7 +145,7 @@ def finished(root: Path, job: Job) -> Mapping | None:
 
 def show(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path) -> None:
     """Prints the commands, stage by stage, finished ones as comments."""
-    for i, stage in enumerate(paper_plan.stages(list(jobs)), 1):
+    for i, stage in enumerate(plan.stages(list(jobs)), 1):
         print(f"# stage {i}: {len(stage)} runs")
         for job in stage:
             text = shlex.join(commands[job.name])
@@ -209,7 +209,7 @@ def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Pat
     """
     folder.mkdir(parents=True, exist_ok=True)
     submit = ["#!/usr/bin/env bash", "# Submits every stage after the one before it.", "set -euo pipefail", "after="]
-    left = [[job for job in stage if not finished(root, job)] for stage in paper_plan.stages(list(jobs))]
+    left = [[job for job in stage if not finished(root, job)] for stage in plan.stages(list(jobs))]
     for i, stage in enumerate([stage for stage in left if stage], 1):
         text = "".join(shlex.join(commands[job.name]) + "\n" for job in stage)
         lines = folder / f"stage{i}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"

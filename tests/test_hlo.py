@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import hlo
+from launch.compile_report import hlo
 
 # As XLA writes it for a GPU: a loop of 3 with cuDNN's forward convolution and its input gradient with stride 2.
 TEXT = """HloModule jit_f

@@ -1,7 +1,7 @@
-"""Reads the text of a compiled HLO module: floating-point operations by type, bytes moved, kernels and collectives.
+"""Cost of a compiled HLO module, read from its text: operations by type, bytes moved, kernels, collectives.
 
-XLA's own cost analysis counts a loop's body once; here it counts as often as it runs. A convolution's operations
-include those on the zeros of its padding, as the usual formula does, and those on zeros that a dilation put between
+XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs. The operations of a
+convolution include the zeros of its padding, as in the usual formula, and the zeros that a dilation puts between
 pixels.
 """
 
@@ -15,14 +15,18 @@ _SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
+_TRIP_COUNT = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_PRECISION = re.compile(r'precision(?:=\{|":\[")(\w+)', re.IGNORECASE)
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# What launches nothing and moves nothing.
+# Instructions that launch nothing and move nothing; the work of an asynchronous one is where it starts.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
-_FREE |= {"iota", "opt-barrier", "partition-id", "copy-done", "all-reduce-done"}
+_FREE |= {"iota", "opt-barrier", "partition-id", "copy-done", "all-reduce-done", "all-gather-done"}
+_FREE |= {"collective-permute-done", "async-start", "async-update", "async-done"}
 
 
 class Shape(NamedTuple):
-    """An array's type and dimensions."""
+    """The type and dimensions of an array."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -34,17 +38,25 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line: its name, kind, result's shapes, operands' names, and the text after them."""
+    """A line: its name, opcode, result shapes, operands (as text and by name) and the attributes after them."""
 
     name: str
     kind: str
     shapes: list[Shape]
+    inside: str
     operands: list[str]
     rest: str
 
 
 class Cost(NamedTuple):
-    """What one call of a module takes: operations by "kind types precision", bytes, kernels, collectives."""
+    """The cost of one call of a module.
+
+    Attributes:
+      flops: operations by "convolution|dot TYPE x TYPE [precision]"; the precision is that of float32 factors.
+      traffic: bytes read and written by kernels.
+      kernels: instructions that run, fused ones as one.
+      collectives: how many of each kind.
+    """
 
     flops: Counter
     traffic: int
@@ -57,7 +69,7 @@ def _shapes(text: str) -> list[Shape]:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position of the bracket that closes the one at `start`."""
+    """Return the position of the bracket that closes the one at `start`."""
     depth = 0
     for position in range(start, len(text)):
         depth += (text[position] in "([{") - (text[position] in ")]}")
@@ -73,12 +85,13 @@ def _instruction(name: str, text: str) -> Instruction | None:
         return None
     start = end + found.end() - 1
     close = _closing(text, start)
-    operands = re.findall(r"%([\w.\-]+)", text[start:close])
-    return Instruction(name, found[1], _shapes(text[:end]), operands, text[close + 1 :])
+    inside = text[start + 1 : close]
+    operands = re.findall(r"%([\w.\-]+)", inside)
+    return Instruction(name, found[1], _shapes(text[:end]), inside, operands, text[close + 1 :])
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Return the instructions of each computation, and the name of the entry."""
+    """Return the instructions of each computation and the name of the entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -92,8 +105,26 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return computations, entry
 
 
+def _trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+    """Return how often a loop runs, or None if the text does not say.
+
+    The GPU compiler writes the count down. The TPU compiler does not: there it is the constant that the condition,
+    possibly fused, compares the counter with.
+    """
+    if known := _TRIP_COUNT.search(loop.rest):
+        return int(known[1])
+    condition = _CONDITION.search(loop.rest)
+    lines = list(computations.get(condition[1], ())) if condition else []
+    if lines and lines[-1].kind == "fusion":
+        lines += computations.get(_CALLED.search(lines[-1].rest)[1], ())
+    if not lines or lines[-1].kind != "compare":
+        return None
+    bounds = {int(one.inside) for one in lines if one.kind == "constant" and one.inside.isdigit()}
+    return bounds.pop() if len(bounds) == 1 else None
+
+
 def _runs(computations: dict[str, list[Instruction]], entry: str, unknown: int) -> tuple[Counter, set[str]]:
-    """How often each computation runs, and which of them are parts of a fused kernel."""
+    """Return how often each computation runs, and which of them are parts of a fused kernel."""
     count: Counter = Counter()
     fused: set[str] = set()
 
@@ -102,10 +133,7 @@ def _runs(computations: dict[str, list[Instruction]], entry: str, unknown: int) 
         if inside:
             fused.add(name)
         for one in computations.get(name, ()):
-            repeat = 1
-            if one.kind == "while":
-                trip = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', one.rest)
-                repeat = int(trip[1]) if trip else unknown
+            repeat = (_trip_count(one, computations) or unknown) if one.kind == "while" else 1
             for called in _CALLED.findall(one.rest):
                 if called in computations:
                     visit(called, times * repeat, inside or one.kind == "fusion")
@@ -115,7 +143,7 @@ def _runs(computations: dict[str, list[Instruction]], entry: str, unknown: int) 
 
 
 def _convolution_flops(one: Instruction, operands: list[Shape]) -> int:
-    """2 x the products of a convolution, of cuDNN's own input and weight gradients as well."""
+    """Return 2 x the multiply-accumulates of a convolution, or of cuDNN's input or weight gradient."""
     labels = re.search(r"dim_labels=\w+_(\w+)->", one.rest)[1]
     kernel, result = operands[1], one.shapes[0]
     # A gradient's labels are those of the convolution that it belongs to.
@@ -133,29 +161,44 @@ def _dot_flops(one: Instruction, operands: list[Shape]) -> int:
     return 2 * prod(one.shapes[0].dims) * prod(operands[0].dims[d] for d in contracted)
 
 
+def _product(one: Instruction, operands: list[Shape]) -> tuple[str, int] | None:
+    """Return the description and the operations of a convolution or matrix product, None for anything else."""
+    if "dim_labels=" in one.rest:
+        kind, flops = "convolution", _convolution_flops(one, operands)
+    elif one.kind == "dot" or "lhs_contracting_dim" in one.rest:
+        kind, flops = "dot", _dot_flops(one, operands)
+    else:
+        return None
+    types = [shape.dtype for shape in operands[:2]]
+    found = _PRECISION.search(one.rest)
+    precision = found[1].lower() if found and "f32" in types else "default"
+    return " ".join([kind, " x ".join(types), *([precision] if precision != "default" else [])]), flops
+
+
 def _traffic(one: Instruction, operands: list[Shape]) -> int:
     written = sum(shape.size for shape in one.shapes)
     whole = written + sum(shape.size for shape in operands)
-    # What reads or writes a part of a large array does not touch all of it.
+    # An instruction that reads or writes a slice of a large array does not touch all of it.
     part = re.search(r"dynamic.?(update.?)?slice|gather|scatter", one.kind + one.name + one.rest[:200])
     return min(whole, 4 * written) if part else whole
 
 
 def cost(text: str, unknown: int = 1) -> Cost:
-    """Add up a module's cost; a loop whose length XLA does not know counts `unknown` times."""
+    """Return the cost of one call of a module.
+
+    Args:
+      text: the optimized module, `compiled.as_text()`.
+      unknown: iterations of a loop whose length is not in the text.
+    """
     computations, entry = parse(text)
     count, fused = _runs(computations, entry, unknown)
-    known = {one.name: one for part in computations.values() for one in part}
+    by_name = {one.name: one for part in computations.values() for one in part}
     flops, collectives, traffic, kernels = Counter(), Counter(), 0, 0
     for name, times in count.items():
         for one in computations.get(name, ()):
-            operands = [known[o].shapes[0] for o in one.operands if o in known and known[o].shapes]
-            if "dim_labels=" in one.rest or one.kind == "dot" or "lhs_contracting_dim" in one.rest:
-                of = _convolution_flops if "dim_labels=" in one.rest else _dot_flops
-                what = "convolution" if of is _convolution_flops else "dot"
-                highest = " highest" if re.search(r'precision(=\{|":\[")highest', one.rest, re.IGNORECASE) else ""
-                types = " x ".join(shape.dtype for shape in operands[:2])
-                flops[f"{what} {types}{highest}"] += times * of(one, operands)
+            operands = [by_name[o].shapes[0] for o in one.operands if o in by_name and by_name[o].shapes]
+            if product := _product(one, operands):
+                flops[product[0]] += times * product[1]
             if name in fused or one.kind in _FREE:
                 continue
             kernels += times

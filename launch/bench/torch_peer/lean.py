@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.torch_peer.authors import Attack, DeltaX, closest_class
+from launch.bench.torch_peer.authors import Attack, DeltaX, closest_class
 
 
 def optimizer(model: nn.Module, name: str, **settings) -> torch.optim.Optimizer:

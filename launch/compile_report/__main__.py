@@ -1,0 +1,188 @@
+"""Cost and precision of the programs that a GPU or TPU runs, on a machine without either.
+
+    python launch/compile_report --stablehlo                          # needs nothing but the package
+    pip install -e ".[cuda]" && python launch/compile_report --target=h100 cifar_pgd
+    pip install -e ".[tpu]" && python launch/compile_report --target=v5e --devices=4 --output=v5e cifar_pgd
+
+--stablehlo lowers each program for "cuda" and "tpu", prints its products by type and precision, and exits with 1 if one
+breaks the precision policy (policy.py). --target compiles the programs, at the paper's sizes, for a device that is not
+present, and prints the cost of each; --output=STEM also writes STEM.json and STEM.md. Nothing is autotuned without the
+device, so memory and bytes are close to those of a run, and times are lower bounds: the roofline is the larger of
+operations over peak rate and bytes over bandwidth. The largest batch is extrapolated: 90 % of the device's memory, with
+temporary memory proportional to the batch.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# libtpu otherwise asks for the properties of the machine it runs on, and for sole use of it.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout, too
+
+from gradalign_jax.ops import platform
+from launch.compile_report import hlo, policy, programs, targets
+
+COLUMNS = ("program", "batch", "compile s", "arguments GB", "temporary GB", "GFLOP a step", "of analytic", "products")
+COLUMNS += ("GB a step", "kernels a step", "collectives a step", "roofline ms a step", "largest batch that fits")
+
+
+def main() -> int:
+    """Run the report and return the exit status."""
+    parser, arguments = parse_arguments()
+    # A run's setting: reported values have float32 products; searches and training choose their own precision.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    names = arguments.programs or list(programs.PROGRAMS)
+    if arguments.stablehlo:
+        return stablehlo(names)
+    try:
+        on = targets.TARGETS[arguments.target].devices(arguments.devices)
+    except ValueError as error:
+        parser.error(str(error))
+    except (RuntimeError, NotImplementedError) as error:
+        extra = "cuda" if targets.TARGETS[arguments.target].kind == "gpu" else "tpu"
+        parser.error(f'--target={arguments.target}: {error}; install it with pip install -e ".[{extra}]"')
+    return compiled(names, arguments.target, on, arguments.output)
+
+
+def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return the parser and the parsed command line."""
+    parser = argparse.ArgumentParser(
+        prog="python launch/compile_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"{', '.join(programs.PROGRAMS)}; default: all")
+    parser.add_argument("--stablehlo", action="store_true", help="check products against the precision policy")
+    parser.add_argument("--target", choices=targets.TARGETS, help="device to compile for")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices (1)")
+    parser.add_argument("--output", metavar="STEM", help="also write STEM.json and STEM.md")
+    arguments = parser.parse_args()
+    for name in arguments.programs:
+        if name not in programs.PROGRAMS:
+            parser.error(f"{name!r} is not a program; choose from {', '.join(programs.PROGRAMS)}")
+    if arguments.stablehlo == bool(arguments.target):
+        parser.error("give either --stablehlo or --target")
+    if arguments.devices < 1:
+        parser.error(f"--devices={arguments.devices}: give 1 or more")
+    return parser, arguments
+
+
+def stablehlo(names: list[str]) -> int:
+    """Print the products of each program on both platforms; return 1 if a program breaks the policy."""
+    broken = 0
+    for name in names:
+        for kind, lowering in (("gpu", "cuda"), ("tpu", "tpu")):
+            with platform.target(kind):
+                program = programs.PROGRAMS[name](jax.local_devices()[:1])
+                lowered = program.traced.lower(lowering_platforms=(lowering,))
+            found = policy.products(lowered.compiler_ir("stablehlo"))
+            lines = policy.violations(name, found)
+            broken += bool(lines)
+            print(f"\n{name}, {lowering}: {'; '.join(lines) or 'follows the policy'}")
+            print("| loop depth | product | types | precision | count |\n|---|---|---|---|---|")
+            print("\n".join(policy.table(found)), flush=True)
+    return 1 if broken else 0
+
+
+def compiled(names: list[str], target: str, on: list[Any], output: str | None) -> int:
+    """Compile the programs for a target and print a row for each; return 1 if one does not compile."""
+    rows, failed = [], False
+    print(header(), flush=True)
+    for name in names:
+        try:
+            rows.append(measure(name, targets.TARGETS[target], on))
+        except Exception as error:  # any compiler error, such as too little memory: the other rows are worth having
+            failed = True
+            rows.append({"program": name, "error": str(error).splitlines()[0]})
+        print(table_row(rows[-1]), flush=True)
+        if output:
+            write(output, target, len(on), rows)
+    return int(failed)
+
+
+def measure(name: str, device: targets.Target, on: list[Any]) -> dict[str, Any]:
+    """Compile one program and return its cost, for one device and one step where nothing else is said."""
+    with platform.target(device.kind):
+        program = programs.PROGRAMS[name](on)
+        lowered = program.traced.lower()
+    start = time.perf_counter()
+    executable = lowered.compile(device.options)
+    seconds = time.perf_counter() - start
+    memory = executable.memory_analysis()
+    cost = hlo.cost(executable.as_text(), program.unknown)
+    steps = program.steps
+    flops = {kind: count / steps for kind, count in cost.flops.items()}
+    computing = sum(count / device.peak(kind) for kind, count in flops.items())
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return {
+        "program": name,
+        "batch": program.batch,
+        "key": program.key,
+        "steps": steps,
+        "compile_seconds": seconds,
+        "argument_bytes": arguments,
+        "temporary_bytes": temporary,
+        "flops": flops,
+        "analytic_flops": 2 * program.macs * program.batch or None,
+        "bytes": cost.traffic / steps,
+        "kernels": cost.kernels / steps,
+        "collectives": {kind: n / steps for kind, n in cost.collectives.items()},
+        "roofline_seconds": max(computing, cost.traffic / steps / device.bandwidth),
+        "largest_batch": int((0.9 * device.memory - arguments) / (temporary / program.batch)),
+    }
+
+
+def header() -> str:
+    """Return the first two lines of the table."""
+    return f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def table_row(cost: dict[str, Any]) -> str:
+    """Return a program's row of the table."""
+    if "error" in cost:
+        return f"| {cost['program']} | {cost['error']} |" + " |" * (len(COLUMNS) - 2)
+    total = sum(cost["flops"].values())
+    by_type: Counter = Counter()
+    for kind, count in cost["flops"].items():
+        by_type[kind.partition(" ")[2].replace(" x ", " × ")] += count / total
+    cells = [cost["program"], cost["batch"], f"{cost['compile_seconds']:.0f}"]
+    cells += [f"{cost[key] / 1e9:.2f}" for key in ("argument_bytes", "temporary_bytes")]
+    cells += [f"{total / 1e9:,.1f}", f"{total / cost['analytic_flops']:.3f}" if cost["analytic_flops"] else "-"]
+    cells.append(", ".join(f"{kind} {share:.0%}" for kind, share in by_type.most_common()))
+    cells += [f"{cost['bytes'] / 1e9:.2f}", f"{cost['kernels']:.0f}"]
+    cells.append(", ".join(f"{kind} {count:.3g}" for kind, count in cost["collectives"].items()) or "-")
+    cells += [f"{1e3 * cost['roofline_seconds']:.2f}", f"{cost['key']}={cost['largest_batch']}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def write(stem: str, target: str, count: int, rows: list[dict[str, Any]]) -> None:
+    """Write the rows to STEM.json and STEM.md."""
+    options = targets.TARGETS[target].options
+    versions = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    report = {"target": target, "devices": count, "options": options, "versions": versions, "programs": rows}
+    Path(f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    title = ", ".join([f"{target} x {count}", *(f"{name} {version}" for name, version in versions.items())])
+    Path(f"{stem}.md").write_text("\n".join([title, "", header(), *map(table_row, rows)]) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

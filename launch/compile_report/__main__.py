@@ -48,14 +48,17 @@ def main() -> int:
     names = arguments.programs or list(programs.PROGRAMS)
     if arguments.stablehlo:
         return stablehlo(names)
+    target = targets.TARGETS[arguments.target]
     try:
-        on = targets.TARGETS[arguments.target].devices(arguments.devices)
+        on = target.devices(arguments.devices)
     except ValueError as error:
         parser.error(str(error))
     except (RuntimeError, NotImplementedError) as error:
-        extra = "cuda" if targets.TARGETS[arguments.target].kind == "gpu" else "tpu"
+        extra = "cuda" if target.kind == "gpu" else "tpu"
         parser.error(f'--target={arguments.target}: {error}; install it with pip install -e ".[{extra}]"')
-    return compiled(names, arguments.target, on, arguments.output)
+    options = {"optimization_level": arguments.tpu_level} if target.kind == "tpu" else {}
+    described = {"target": arguments.target, "devices": len(on), "options": options, "versions": versions()}
+    return compiled(names, target, on, described, arguments.output)
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -69,6 +72,13 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--stablehlo", action="store_true", help="check products against the precision policy")
     parser.add_argument("--target", choices=targets.TARGETS, help="device to compile for")
     parser.add_argument("--devices", type=int, default=1, help="number of devices (1)")
+    parser.add_argument(
+        "--tpu-level",
+        choices=("O0", "O1", "O2", "O3"),
+        default="O0",
+        help="optimization level for a TPU: O0 is enough for types, operations and memory; O2, the level of a run, "
+        "takes minutes a program and adds its bytes and libtpu's estimate of cycles (in STEM.json)",
+    )
     parser.add_argument("--output", metavar="STEM", help="also write STEM.json and STEM.md")
     arguments = parser.parse_args()
     for name in arguments.programs:
@@ -98,35 +108,37 @@ def stablehlo(names: list[str]) -> int:
     return 1 if broken else 0
 
 
-def compiled(names: list[str], target: str, on: list[Any], output: str | None) -> int:
-    """Compile the programs for a target and print a row for each; return 1 if one does not compile."""
+def compiled(
+    names: list[str], target: targets.Target, on: list[Any], described: dict[str, Any], output: str | None
+) -> int:
+    """Compile the programs for devices and print a row for each; return 1 if one does not compile."""
     rows, failed = [], False
     print(header(), flush=True)
     for name in names:
         try:
-            rows.append(measure(name, targets.TARGETS[target], on))
+            rows.append(measure(name, target, on, described["options"]))
         except Exception as error:  # any compiler error, such as too little memory: the other rows are worth having
             failed = True
             rows.append({"program": name, "error": str(error).splitlines()[0]})
         print(table_row(rows[-1]), flush=True)
         if output:
-            write(output, target, len(on), rows)
+            write(output, described | {"programs": rows})
     return int(failed)
 
 
-def measure(name: str, device: targets.Target, on: list[Any]) -> dict[str, Any]:
-    """Compile one program and return its cost, for one device and one step where nothing else is said."""
-    with platform.target(device.kind):
+def measure(name: str, target: targets.Target, on: list[Any], options: dict[str, str]) -> dict[str, Any]:
+    """Compile one program and return its cost: operations, bytes and counts of one device and step."""
+    with platform.target(target.kind):
         program = programs.PROGRAMS[name](on)
         lowered = program.traced.lower()
     start = time.perf_counter()
-    executable = lowered.compile(device.options)
+    executable = lowered.compile(options or None)
     seconds = time.perf_counter() - start
     memory = executable.memory_analysis()
     cost = hlo.cost(executable.as_text(), program.unknown)
     steps = program.steps
     flops = {kind: count / steps for kind, count in cost.flops.items()}
-    computing = sum(count / device.peak(kind) for kind, count in flops.items())
+    computing = sum(count / target.peak(kind) for kind, count in flops.items())
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return {
         "program": name,
@@ -140,9 +152,10 @@ def measure(name: str, device: targets.Target, on: list[Any]) -> dict[str, Any]:
         "analytic_flops": 2 * program.macs * program.batch or None,
         "bytes": cost.traffic / steps,
         "kernels": cost.kernels / steps,
+        "estimated_cycles": cost.cycles / steps,
         "collectives": {kind: n / steps for kind, n in cost.collectives.items()},
-        "roofline_seconds": max(computing, cost.traffic / steps / device.bandwidth),
-        "largest_batch": int((0.9 * device.memory - arguments) / (temporary / program.batch)),
+        "roofline_seconds": max(computing, cost.traffic / steps / target.bandwidth),
+        "largest_batch": int((0.9 * target.memory - arguments) / (temporary / program.batch)),
     }
 
 
@@ -169,19 +182,24 @@ def table_row(cost: dict[str, Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def write(stem: str, target: str, count: int, rows: list[dict[str, Any]]) -> None:
-    """Write the rows to STEM.json and STEM.md."""
-    options = targets.TARGETS[target].options
-    versions = {}
+def versions() -> dict[str, str]:
+    """Return the versions of JAX and its compilers."""
+    found = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    report = {"target": target, "devices": count, "options": options, "versions": versions, "programs": rows}
+    return found
+
+
+def write(stem: str, report: dict[str, Any]) -> None:
+    """Write the report to STEM.json and STEM.md."""
     Path(f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    title = ", ".join([f"{target} x {count}", *(f"{name} {version}" for name, version in versions.items())])
-    Path(f"{stem}.md").write_text("\n".join([title, "", header(), *map(table_row, rows)]) + "\n")
+    parts = [f"{report['target']} × {report['devices']}", *report["options"].values()]
+    parts += [f"{name} {version}" for name, version in report["versions"].items()]
+    lines = [", ".join(parts), "", header(), *map(table_row, report["programs"])]
+    Path(f"{stem}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Cost of a compiled HLO module, read from its text: operations by type, bytes moved, kernels, collectives.
 
 XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs. The operations of a
-convolution include the zeros of its padding, as in the usual formula, and the zeros that a dilation puts between
-pixels.
+convolution include the zeros of its padding, as in the usual formula. They include the zeros that a dilation puts
+between pixels where they are in memory, as on a GPU, and not where the window says it: a TPU skips those (libtpu
+estimates as many cycles for a strided convolution as for its dilated gradient).
 """
 
 import re
@@ -11,14 +12,16 @@ from math import prod
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
-_SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _PRECISION = re.compile(r'precision(?:=\{|":\[")(\w+)', re.IGNORECASE)
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_CONTROL = {"while", "conditional", "call", "async-start"}  # what others call is a part of them: fusions, reductions
 # Instructions that launch nothing and move nothing; the work of an asynchronous one is where it starts.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"iota", "opt-barrier", "partition-id", "copy-done", "all-reduce-done", "all-gather-done"}
@@ -26,15 +29,21 @@ _FREE |= {"collective-permute-done", "async-start", "async-update", "async-done"
 
 
 class Shape(NamedTuple):
-    """The type and dimensions of an array."""
+    """The type and dimensions of an array, and whether it stays on the chip (a TPU's memory space 1)."""
 
     dtype: str
     dims: tuple[int, ...]
+    on_chip: bool = False
 
     @property
     def size(self) -> int:
         """Bytes."""
         return _BYTES.get(self.dtype, 4) * prod(self.dims)
+
+    @property
+    def moved(self) -> int:
+        """Bytes of device memory that reading or writing it moves."""
+        return 0 if self.on_chip else self.size
 
 
 class Instruction(NamedTuple):
@@ -56,16 +65,21 @@ class Cost(NamedTuple):
       traffic: bytes read and written by kernels.
       kernels: instructions that run, fused ones as one.
       collectives: how many of each kind.
+      cycles: the TPU compiler's own estimate; 0 elsewhere.
     """
 
     flops: Counter
     traffic: int
     kernels: int
     collectives: Counter
+    cycles: int
 
 
 def _shapes(text: str) -> list[Shape]:
-    return [Shape(kind, tuple(map(int, filter(None, dims.split(","))))) for kind, dims in _SHAPE.findall(text)]
+    return [
+        Shape(kind, tuple(map(int, filter(None, dims.split(",")))), "S(1)" in layout)
+        for kind, dims, layout in _SHAPE.findall(text)
+    ]
 
 
 def _closing(text: str, start: int) -> int:
@@ -124,7 +138,7 @@ def _trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -
 
 
 def _runs(computations: dict[str, list[Instruction]], entry: str, unknown: int) -> tuple[Counter, set[str]]:
-    """Return how often each computation runs, and which of them are parts of a fused kernel."""
+    """Return how often each computation runs, and which of them are parts of a kernel."""
     count: Counter = Counter()
     fused: set[str] = set()
 
@@ -136,7 +150,7 @@ def _runs(computations: dict[str, list[Instruction]], entry: str, unknown: int) 
             repeat = (_trip_count(one, computations) or unknown) if one.kind == "while" else 1
             for called in _CALLED.findall(one.rest):
                 if called in computations:
-                    visit(called, times * repeat, inside or one.kind == "fusion")
+                    visit(called, times * repeat, inside or one.kind not in _CONTROL)
 
     visit(entry, 1, False)
     return count, fused
@@ -152,7 +166,9 @@ def _convolution_flops(one: Instruction, operands: list[Shape]) -> int:
     elif "BackwardFilter" in one.rest:
         kernel, result = one.shapes[0], operands[1]
     taps = prod(size for size, label in zip(kernel.dims, labels, strict=True) if label.isdigit())
-    return 2 * prod(result.dims) * taps * kernel.dims[labels.index("i")]
+    dilation = re.search(r"lhs_dilate=([\dx]+)", one.rest)
+    zeros = prod(map(int, dilation[1].split("x"))) if dilation else 1
+    return 2 * prod(result.dims) * taps * kernel.dims[labels.index("i")] // zeros
 
 
 def _dot_flops(one: Instruction, operands: list[Shape]) -> int:
@@ -176,11 +192,11 @@ def _product(one: Instruction, operands: list[Shape]) -> tuple[str, int] | None:
 
 
 def _traffic(one: Instruction, operands: list[Shape]) -> int:
-    written = sum(shape.size for shape in one.shapes)
-    whole = written + sum(shape.size for shape in operands)
+    results = one.shapes[:1] if one.kind.endswith("-start") else one.shapes  # the others of a start are its operands
+    whole = sum(shape.moved for shape in (*results, *operands))
     # An instruction that reads or writes a slice of a large array does not touch all of it.
     part = re.search(r"dynamic.?(update.?)?slice|gather|scatter", one.kind + one.name + one.rest[:200])
-    return min(whole, 4 * written) if part else whole
+    return min(whole, 4 * sum(shape.size for shape in results)) if part else whole
 
 
 def cost(text: str, unknown: int = 1) -> Cost:
@@ -193,7 +209,7 @@ def cost(text: str, unknown: int = 1) -> Cost:
     computations, entry = parse(text)
     count, fused = _runs(computations, entry, unknown)
     by_name = {one.name: one for part in computations.values() for one in part}
-    flops, collectives, traffic, kernels = Counter(), Counter(), 0, 0
+    flops, collectives, traffic, kernels, cycles = Counter(), Counter(), 0, 0, 0
     for name, times in count.items():
         for one in computations.get(name, ()):
             operands = [by_name[o].shapes[0] for o in one.operands if o in by_name and by_name[o].shapes]
@@ -202,6 +218,7 @@ def cost(text: str, unknown: int = 1) -> Cost:
             if name in fused or one.kind in _FREE:
                 continue
             kernels += times
+            cycles += times * int(found[1] if (found := _CYCLES.search(one.rest)) else 0)
             traffic += times * _traffic(one, operands)
             collectives += {c: times for c in _COLLECTIVES if one.kind.startswith(c)}
-    return Cost(flops, traffic, kernels, collectives)
+    return Cost(flops, traffic, kernels, collectives, cycles)

@@ -43,7 +43,6 @@ class Target(NamedTuple):
       float32: the peak with float32 factors that are shortened (TF32; three bfloat16 passes on a TPU).
       highest: the peak with float32 factors at `highest`.
       slices: shapes of a TPU slice, smallest first.
-      options: compiler options.
     """
 
     kind: str
@@ -54,7 +53,6 @@ class Target(NamedTuple):
     float32: float
     highest: float
     slices: tuple[str, ...] = ()
-    options: dict[str, str] | None = None
 
     def peak(self, products: str) -> float:
         """Return the peak FLOP a second of products, described as `hlo.cost` does."""
@@ -82,14 +80,12 @@ class Target(NamedTuple):
         raise ValueError(f"--devices={count}: the largest {self.name} slice here has {len(found)} devices")
 
 
-# XLA's default level takes minutes a program for a TPU; the lowest suffices for types, operations and memory.
-_FAST = {"optimization_level": "O0"}
 # H100: product rates measured on one card (another one gave 654 and 342 for bfloat16 and TF32). TPUs: the published
 # bfloat16 peaks; a float32 product is three passes, or six at `highest`. v4: one device is one of a chip's two cores.
 TARGETS = {
     "h100": Target("gpu", _H100, 80e9, 3.35e12, 792e12, 405e12, 52e12),
-    "v4": Target("tpu", "v4", 16e9, 0.614e12, 137.5e12, 46e12, 23e12, _TORUS_3D, _FAST),
-    "v5e": Target("tpu", "v5e", 16e9, 0.819e12, 197e12, 66e12, 33e12, _TORUS_2D, _FAST),
-    "v5p": Target("tpu", "v5p", 95e9, 2.765e12, 459e12, 153e12, 76e12, _TORUS_3D, _FAST),
-    "v6e": Target("tpu", "v6e", 32e9, 1.64e12, 918e12, 306e12, 153e12, _TORUS_2D, _FAST),
+    "v4": Target("tpu", "v4", 16e9, 0.614e12, 137.5e12, 46e12, 23e12, _TORUS_3D),
+    "v5e": Target("tpu", "v5e", 16e9, 0.819e12, 197e12, 66e12, 33e12, _TORUS_2D),
+    "v5p": Target("tpu", "v5p", 95e9, 2.765e12, 459e12, 153e12, 76e12, _TORUS_3D),
+    "v6e": Target("tpu", "v6e", 32e9, 1.64e12, 918e12, 306e12, 153e12, _TORUS_2D),
 }

@@ -1,4 +1,4 @@
-"""Times our steps against PyTorch's: `python launch/bench [--item=spheres_plain ...]`.
+"""Speed of our steps against PyTorch's: `python launch/bench [--item=spheres_plain ...]`.
 
 Two PyTorch columns: "authors" does the work of the authors' training loop, "lean" only what the method needs
 (launch/bench/torch_peer). All sides run in this process, with equal weights, in interleaved rounds; a ratio is the

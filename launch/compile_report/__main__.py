@@ -71,7 +71,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"{', '.join(programs.PROGRAMS)}; default: all")
     parser.add_argument("--stablehlo", action="store_true", help="check products against the precision policy")
     parser.add_argument("--target", choices=targets.TARGETS, help="device to compile for")
-    parser.add_argument("--devices", type=int, default=1, help="number of devices (1)")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices (1); must divide the batch")
     parser.add_argument(
         "--tpu-level",
         choices=("O0", "O1", "O2", "O3"),
@@ -138,6 +138,7 @@ def measure(name: str, target: targets.Target, on: list[Any], options: dict[str,
     cost = hlo.cost(executable.as_text(), program.unknown)
     steps = program.steps
     flops = {kind: count / steps for kind, count in cost.flops.items()}
+    shares = len(on) if program.key == "train.batch_size" else 1  # that key counts the images of all devices
     computing = sum(count / target.peak(kind) for kind, count in flops.items())
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return {
@@ -155,7 +156,7 @@ def measure(name: str, target: targets.Target, on: list[Any], options: dict[str,
         "estimated_cycles": cost.cycles / steps,
         "collectives": {kind: n / steps for kind, n in cost.collectives.items()},
         "roofline_seconds": max(computing, cost.traffic / steps / target.bandwidth),
-        "largest_batch": int((0.9 * target.memory - arguments) / (temporary / program.batch)),
+        "largest_batch": shares * int((0.9 * target.memory - arguments) / (temporary / program.batch)),
     }
 
 
@@ -175,7 +176,7 @@ def table_row(cost: dict[str, Any]) -> str:
     cells = [cost["program"], cost["batch"], f"{cost['compile_seconds']:.0f}"]
     cells += [f"{cost[key] / 1e9:.2f}" for key in ("argument_bytes", "temporary_bytes")]
     cells += [f"{total / 1e9:,.1f}", f"{total / cost['analytic_flops']:.3f}" if cost["analytic_flops"] else "-"]
-    cells.append(", ".join(f"{kind} {share:.0%}" for kind, share in by_type.most_common()))
+    cells.append(", ".join(f"{kind} {share:.0%}" for kind, share in by_type.most_common() if share > 0.005))
     cells += [f"{cost['bytes'] / 1e9:.2f}", f"{cost['kernels']:.0f}"]
     cells.append(", ".join(f"{kind} {count:.3g}" for kind, count in cost["collectives"].items()) or "-")
     cells += [f"{1e3 * cost['roofline_seconds']:.2f}", f"{cost['key']}={cost['largest_batch']}"]

@@ -143,7 +143,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
         elif measure == "square":
             shape = (len(one), *run.dataset.image_shape)
             state = square.State(np.zeros(shape, np.int8), *(np.zeros(len(one), kind) for kind in ("f4", "i4")))
-            evaluation.query(variables, np.asarray(one), np.full(len(one), 0.01), state, 0, steps)
+            evaluation.query(variables, np.asarray(one, np.int32), np.full(len(one), 0.01), state, 0, steps)
         elif measure == "clean":
             evaluation.clean(variables, one)
         else:

@@ -8,8 +8,8 @@
 breaks the precision policy (policy.py). --target compiles the programs, at the paper's sizes, for a device that is not
 present, and prints the cost of each; --output=STEM also writes STEM.json and STEM.md. Nothing is autotuned without the
 device, so memory and bytes are close to those of a run, and times are lower bounds: the roofline is the larger of
-operations over peak rate and bytes over bandwidth. The largest batch is extrapolated: 90 % of the device's memory, with
-temporary memory proportional to the batch.
+operations over peak rate and bytes over bandwidth. The largest batch is extrapolated to 90 % of the device's memory
+from this batch and four times as many, so each program is compiled twice.
 """
 
 import argparse
@@ -128,27 +128,22 @@ def compiled(
 
 def measure(name: str, target: targets.Target, on: list[Any], options: dict[str, str]) -> dict[str, Any]:
     """Compile one program and return its cost: operations, bytes and counts of one device and step."""
-    with platform.target(target.kind):
-        program = programs.PROGRAMS[name](on)
-        lowered = program.traced.lower()
     start = time.perf_counter()
-    executable = lowered.compile(options or None)
+    program, executable = build(name, target, on, options)
     seconds = time.perf_counter() - start
     memory = executable.memory_analysis()
     cost = hlo.cost(executable.as_text(), program.unknown)
     steps = program.steps
     flops = {kind: count / steps for kind, count in cost.flops.items()}
-    shares = len(on) if program.key == "train.batch_size" else 1  # that key counts the images of all devices
     computing = sum(count / target.peak(kind) for kind, count in flops.items())
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return {
         "program": name,
         "batch": program.batch,
         "key": program.key,
         "steps": steps,
         "compile_seconds": seconds,
-        "argument_bytes": arguments,
-        "temporary_bytes": temporary,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
         "flops": flops,
         "analytic_flops": 2 * program.macs * program.batch or None,
         "bytes": cost.traffic / steps,
@@ -156,8 +151,36 @@ def measure(name: str, target: targets.Target, on: list[Any], options: dict[str,
         "estimated_cycles": cost.cycles / steps,
         "collectives": {kind: n / steps for kind, n in cost.collectives.items()},
         "roofline_seconds": max(computing, cost.traffic / steps / target.bandwidth),
-        "largest_batch": shares * int((0.9 * target.memory - arguments) / (temporary / program.batch)),
+        "largest_batch": largest_batch(name, target, on, options, program, memory),
     }
+
+
+def build(
+    name: str, target: targets.Target, on: list[Any], options: dict[str, str], **changes: Any
+) -> tuple[programs.Program, jax.stages.Compiled]:
+    """Trace and compile one program, with changes of its config."""
+    with platform.target(target.kind):
+        program = programs.PROGRAMS[name](on, **changes)
+        return program, program.traced.lower().compile(options or None)
+
+
+def largest_batch(
+    name: str, target: targets.Target, on: list[Any], options: dict[str, str], program: programs.Program, memory: Any
+) -> int:
+    """Return the largest value of the program's batch key that fits, extrapolated from its batch and four times that.
+
+    If four times as many do not compile, temporary memory is taken to be proportional to the batch. A smaller factor
+    would be too noisy for a TPU, which pads batches.
+    """
+    shares = len(on) if program.key == "train.batch_size" else 1  # that key counts the images of all devices
+    try:
+        more, executable = build(name, target, on, options, **{program.key: 4 * program.batch * shares})
+        growth = executable.memory_analysis().temp_size_in_bytes - memory.temp_size_in_bytes
+        each = growth / (more.batch - program.batch)
+    except jax.errors.JaxRuntimeError:
+        each = memory.temp_size_in_bytes / program.batch
+    left = 0.9 * target.memory - memory.argument_size_in_bytes - memory.temp_size_in_bytes
+    return shares * int(program.batch + left / max(each, 1))
 
 
 def header() -> str:

@@ -19,7 +19,7 @@ from gradalign_jax import alignment, training  # noqa: E402
 from gradalign_jax.attacks import pgd  # noqa: E402
 from gradalign_jax.models import mlp, resnet  # noqa: E402
 from gradalign_jax.types import Batch, Classifier  # noqa: E402
-from launch.torch_peer import authors, lean, models  # noqa: E402
+from launch.bench.torch_peer import authors, lean, models  # noqa: E402
 
 STYLES = {"authors": authors, "lean": lean}
 EPSILON, STEP_SIZE, WEIGHT = 0.05, 0.02, 0.3

@@ -243,8 +243,8 @@ def test_the_generator_that_trained_does_not_measure(tmp_path):
 @pytest.mark.parametrize("name", ["unet", "residual_mlp"])
 def test_generator_and_step_agree_with_pytorch(name):
     torch = pytest.importorskip("torch")
-    from launch.torch_peer import models as peers
-    from launch.torch_peer import vrgan as peer
+    from launch.bench.torch_peer import models as peers
+    from launch.bench.torch_peer import vrgan as peer
 
     image_shape = (4, 8, 8, 1) if name == "unet" else (4, 9)
     rng = np.random.default_rng(0)

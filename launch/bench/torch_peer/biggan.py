@@ -1,7 +1,7 @@
 """The conditional GAN and its training in PyTorch, to compare ours with.
 
-Written from the description of the authors' settings (BigGAN at 32 x 32 with a discriminator of K + 1 classes). Images
-are NCHW. `load_flax` carries the weights of our networks over, so that both sides compute the same function.
+Written from a description of the authors' settings (BigGAN at 32 x 32 with a discriminator of K + 1 classes). Images
+are NCHW. `load_flax` copies the weights of our networks, so that both sides compute the same function.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPSILON = 1e-8  # of the power iteration's normalisation
+EPSILON = 1e-8  # in the normalization of the power iteration
 
 
 class _Spectral:
-    """Mixed into a layer: its weight over an estimate of its largest singular value, from the buffer `u` `[1, out]`."""
+    """Mixin of a layer whose weight is divided by its largest singular value, estimated with `u` `[1, outputs]`."""
 
     def add_u(self) -> None:
+        """Register the buffer; call it when the weight exists."""
         self.register_buffer("u", torch.randn(1, self.weight.shape[0]))
 
-    def normalised(self) -> Tensor:
+    def normalized(self) -> Tensor:
+        """Return the normalized weight, and update the buffer in training mode."""
         matrix = self.weight.flatten(1)
         with torch.no_grad():
             v = F.normalize(self.u @ matrix, eps=EPSILON)
@@ -40,8 +42,8 @@ class SpectralConv(_Spectral, nn.Conv2d):
         self.add_u()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, inputs, H, W] to [B, outputs, H, W]."""
-        return F.conv2d(x, self.normalised(), self.bias, padding=self.padding)
+        """Map `[B, inputs, H, W]` to `[B, outputs, H, W]`."""
+        return F.conv2d(x, self.normalized(), self.bias, padding=self.padding)
 
 
 class SpectralLinear(_Spectral, nn.Linear):
@@ -52,8 +54,8 @@ class SpectralLinear(_Spectral, nn.Linear):
         self.add_u()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, inputs] to [B, outputs]."""
-        return F.linear(x, self.normalised(), self.bias)
+        """Map `[B, inputs]` to `[B, outputs]`."""
+        return F.linear(x, self.normalized(), self.bias)
 
 
 class ClassNorm(nn.Module):
@@ -65,12 +67,12 @@ class ClassNorm(nn.Module):
         self.norm = nn.BatchNorm2d(channels, affine=False)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Maps [B, channels, H, W] to the same."""
+        """Map `[B, channels, H, W]` to the same."""
         return self.norm(x) * (1 + self.gain(label))[..., None, None] + self.bias(label)[..., None, None]
 
 
 class GeneratorBlock(nn.Module):
-    """Doubles the image."""
+    """A residual block that doubles the image."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -79,14 +81,14 @@ class GeneratorBlock(nn.Module):
         self.shortcut = SpectralConv(width, width, 1)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Maps [B, width, H, W] to [B, width, 2 H, 2 W]."""
+        """Map `[B, width, H, W]` to `[B, width, 2 H, 2 W]`."""
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, label)), scale_factor=2))
         h = self.conv2(F.relu(self.norm2(h, label)))
         return h + self.shortcut(F.interpolate(x, scale_factor=2))
 
 
 class Generator(nn.Module):
-    """Maps z [B, latent] and labels [B] to images [B, channels, 32, 32]."""
+    """The generator."""
 
     def __init__(self, classes: int, channels: int, width: int = 256, latent: int = 128):
         super().__init__()
@@ -95,7 +97,7 @@ class Generator(nn.Module):
         self.norm, self.conv = nn.BatchNorm2d(width), SpectralConv(width, channels)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """Returns images in [-1, 1]."""
+        """Map z `[B, latent]` and labels `[B]` to images `[B, channels, 32, 32]` in [-1, 1]."""
         x = self.linear(z).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, label)
@@ -103,7 +105,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions; the first block starts without activation, the first two halve the image."""
+    """A residual block; the first starts without activation, the first two halve the image."""
 
     def __init__(self, inputs: int, width: int, first: bool, down: bool):
         super().__init__()
@@ -112,7 +114,7 @@ class DiscriminatorBlock(nn.Module):
         self.shortcut = SpectralConv(inputs, width, 1) if down else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, inputs, H, W] to [B, width, ...]."""
+        """Map `[B, inputs, H, W]` to `[B, width, ...]`."""
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         if not self.down:
             return h + x
@@ -121,7 +123,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps images [B, channels, 32, 32] to scores [B, classes + 1] and features [B, width]."""
+    """The discriminator."""
 
     def __init__(self, classes: int, channels: int, width: int = 256):
         super().__init__()
@@ -131,7 +133,7 @@ class Discriminator(nn.Module):
         self.linear = SpectralLinear(width, classes + 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scores and features."""
+        """Map images `[B, channels, 32, 32]` to scores `[B, classes + 1]` and features `[B, width]`."""
         for block in self.blocks:
             x = block(x)
         features = F.relu(x).sum((2, 3))
@@ -139,14 +141,14 @@ class Discriminator(nn.Module):
 
 
 def multi_hinge(scores: Tensor, label: Tensor) -> Tensor:
-    """Crammer and Singer's hinge over K + 1 scores, the mean over the batch."""
+    """Return the batch mean of Crammer and Singer's hinge over K + 1 scores."""
     own = F.one_hot(label, scores.shape[1]).bool()
     wrong = scores.masked_fill(own, -torch.inf).amax(1)
     return F.relu(1 + wrong - scores[own]).mean()
 
 
 class Training(NamedTuple):
-    """Both networks and their optimisers."""
+    """Both networks and their optimizers."""
 
     generator: Generator
     discriminator: Discriminator
@@ -155,7 +157,7 @@ class Training(NamedTuple):
 
 
 def start(generator: Generator, discriminator: Discriminator) -> Training:
-    """The authors' optimisers."""
+    """Return the state of training with the authors' optimizers."""
     optimizers = (torch.optim.Adam(m.parameters(), 2e-4, (0.0, 0.999), 1e-8) for m in (generator, discriminator))
     return Training(generator, discriminator, *optimizers)
 
@@ -166,10 +168,16 @@ def iteration(
     real: Sequence[tuple[Tensor, Tensor]],
     shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the discriminator for each pair of latents (z, y) and real images (x, t), one of the generator.
+    """Make one step of the discriminator for each pair of latents and real images, then one of the generator.
 
-    shared: take both terms of the generator's loss from one pass, as ours does; the authors take two.
-    Returns the last discriminator loss and the generator's.
+    Args:
+      training: networks and optimizers, updated in place.
+      latents: pairs (z, y).
+      real: pairs (image, label), as many.
+      shared: whether both terms of the generator's loss come from one pass, as in ours; the authors make two.
+
+    Returns:
+      The last loss of the discriminator, and the generator's loss.
     """
     generator, discriminator, generator_optimizer, discriminator_optimizer = training
     fake_class = discriminator.linear.out_features - 1
@@ -195,7 +203,7 @@ def iteration(
 
 
 def flax_to_torch(variables: dict[str, Any], generator: bool) -> dict[str, np.ndarray]:
-    """Our variables as PyTorch's flat dict of names."""
+    """Return our variables in PyTorch's flat dict of names."""
     named = {}
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
     for path, leaf in leaves:
@@ -218,7 +226,11 @@ def flax_to_torch(variables: dict[str, Any], generator: bool) -> dict[str, np.nd
 
 
 def load_flax(module: nn.Module, variables: dict[str, Any]) -> nn.Module:
-    """Copies our variables into the module, in its own precision; returns it."""
+    """Copy our variables into the module, in its own precision, and return it.
+
+    Raises:
+      ValueError: if the module has other parameters.
+    """
     values = flax_to_torch(variables, isinstance(module, Generator))
     state = {name: torch.from_numpy(value) for name, value in values.items()}
     missing, unexpected = module.load_state_dict(state, strict=False)

@@ -1,7 +1,7 @@
-"""The same training steps in plain, sensible PyTorch: only the work that the method needs.
+"""The same training steps in plain PyTorch: only the work that the method needs.
 
-A fused optimiser, no metrics, an attack that asks for the image's gradient alone, and for alignment one
-double gradient, with the K-row Jacobian only where there are more than two classes (its graph unrecorded).
+A fused optimizer, no metrics, an attack that computes the gradient of the image alone, and one double gradient for
+alignment, with the K-row Jacobian (without a graph) only if there are more than two classes.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.torch_peer.authors import Attack, DeltaX, closest_class
+from launch.bench.torch_peer.authors import Attack, DeltaX, closest_class
 
 
 def optimizer(model: nn.Module, name: str, **settings) -> torch.optim.Optimizer:
-    """Adam or SGD, fused."""
+    """Return Adam or SGD, fused."""
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     return kinds[name](model.parameters(), fused=True, **settings)
 
 
 def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
-    """Input gradients of all K logits `[B, K, ...]` by K backward passes through one kept graph."""
+    """Return the input gradients of all K logits `[B, K, ...]`: K backward passes through one retained graph."""
     rows = [torch.autograd.grad(logits[:, k].sum(), image, retain_graph=True)[0] for k in range(logits.shape[1])]
     return torch.stack(rows, 1)
 
@@ -34,9 +34,17 @@ def make_attack(
     bounds=(-1.0, 1.0),
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Attack:
-    """PGD in L∞ with a random start; loss "cross_entropy", or "margin" for a model with one score.
+    """Build PGD in L∞ with a random start.
 
-    forward: the model compiled, whose backward pass has the gradients of all that asks for them: here the image alone.
+    Args:
+      model: the network.
+      loss: "cross_entropy", or "margin" for a model with one score.
+      epsilon: ε.
+      step_size: size of a step.
+      steps: number of steps.
+      bounds: range of the images.
+      forward: the compiled model. Its backward pass computes every gradient that is required, so the parameters
+        require none during the attack.
     """
     compiled = forward is not None
     forward = forward if compiled else model
@@ -73,7 +81,7 @@ def make_step(
     weight: float = 0.0,
     attack: Attack | None = None,
 ) -> Callable[..., Tensor]:
-    """Builds `step(image, label, start=None) -> loss`; method "baseline", "align" (λ_α = weight) or "pgd"."""
+    """Build `step(image, label, start=None) -> loss`; method "baseline", "align" (λ_α = weight) or "pgd"."""
 
     def step(image: Tensor, label: Tensor, start: Tensor | None = None) -> Tensor:
         if method == "pgd":
@@ -96,7 +104,7 @@ def make_step(
 
 
 def _alignment(output: Tensor, image: Tensor, label: Tensor, delta_x: DeltaX) -> Tensor:
-    """Mean cosine of Δx with the input gradient of logit_target - logit_label."""
+    """Return the mean cosine of Δx with the input gradient of logit_target - logit_label."""
     if output.ndim == 1:
         target = 1 - label
         value = output @ (1 - 2 * label).to(output.dtype)

@@ -1,7 +1,7 @@
 """The paper's classifiers in PyTorch, to compare ours with: the Spheres MLP and ResNet-18 with either stem.
 
-Written from the paper, the description of the authors' settings and torchvision's layer shapes. Images are
-NCHW. `load_flax` carries the weights of our models over, so that both sides compute the same function.
+Written from the paper, a description of the authors' settings and torchvision's layer shapes. Images are NCHW.
+`load_flax` copies the weights of our models, so that both sides compute the same function.
 """
 
 import re
@@ -17,19 +17,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FrozenNorm:
-    """Mixed into a batch norm: always evaluation mode, weight and bias still trained (the authors' "off")."""
+    """Mixin of a batch norm that stays in evaluation mode, with trained weight and bias (the authors' "off")."""
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Stays in evaluation mode, whatever the model does."""
+        """Stay in evaluation mode, whatever the mode of the model."""
         return super().train(False)
 
 
 class FrozenNorm1d(FrozenNorm, nn.BatchNorm1d):
-    """`FrozenNorm` of features [B, C]."""
+    """`FrozenNorm` of features `[B, C]`."""
 
 
 class FrozenNorm2d(FrozenNorm, nn.BatchNorm2d):
-    """`FrozenNorm` of images [B, C, H, W]."""
+    """`FrozenNorm` of images `[B, C, H, W]`."""
 
 
 class MLP(nn.Module):
@@ -41,7 +41,7 @@ class MLP(nn.Module):
         self.norm = nn.ModuleList([FrozenNorm1d(hidden), FrozenNorm1d(hidden)])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Maps [B, inputs] to one score per image."""
+        """Map `[B, inputs]` to one score per image, `[B]`."""
         for linear, norm in zip(self.linear, self.norm, strict=False):
             image = norm(torch.relu(linear(image)))
         return self.linear[-1](image)[:, 0]
@@ -62,7 +62,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
+        """Map `[B, inputs, H, W]` to `[B, outputs, H/stride, W/stride]`."""
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
@@ -84,13 +84,13 @@ class ResNet18(nn.Module):
             second = BasicBlock(widths[stage], widths[stage], 1, norm)
             setattr(self, f"layer{stage}", nn.Sequential(first, second))
         self.fc = nn.Linear(512, outputs)
-        # Kept in float64, so that a model in double precision is not left with constants rounded to float32.
+        # In float64, so that a model in double precision does not have constants rounded to float32.
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             constant = torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
             self.register_buffer(name, constant, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Maps images [B, 1 or 3, H, W] in [-1, 1] to logits [B, outputs]."""
+        """Map images `[B, 1 or 3, H, W]` in [-1, 1] to logits `[B, outputs]`."""
         image = image.expand(-1, 3, -1, -1)
         x = self.conv1((image / 2 + 0.5 - self.mean.to(image.dtype)) / self.std.to(image.dtype))
         x = self.maxpool(self.relu(self.bn1(x)))
@@ -102,7 +102,7 @@ _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "v
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """Our path of a parameter, ("layer1_0", "conv1", "kernel"), as PyTorch's "layer1.0.conv1.weight"."""
+    """Return PyTorch's name, "layer1.0.conv1.weight", of our path ("layer1_0", "conv1", "kernel")."""
     *modules, leaf = path
     modules = [re.sub(r"(^layer\d|^downsample|^Linear|^BatchNorm)_(\d)$", r"\1.\2", name) for name in modules]
     name = ".".join([*modules, _LEAF_NAMES.get(leaf, leaf)])
@@ -110,19 +110,23 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def to_torch_layout(value: Any) -> np.ndarray:
-    """A kernel as PyTorch stores it: HWIO -> OIHW, dense [in, out] -> [out, in]; vectors as they are."""
+    """Return a kernel in PyTorch's layout: HWIO -> OIHW, dense `[in, out]` -> `[out, in]`; vectors unchanged."""
     value = np.array(value)
     return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T)
 
 
 def flax_to_torch(tree: Any) -> dict[str, np.ndarray]:
-    """A tree shaped like our parameters or statistics as PyTorch's flat dict of names (gradients too)."""
+    """Return parameters, statistics or gradients of ours in PyTorch's flat dict of names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {torch_name(tuple(key.key for key in path)): to_torch_layout(leaf) for path, leaf in leaves}
 
 
 def load_flax(module: nn.Module, variables: dict[str, Any]) -> nn.Module:
-    """Copies our variables {"params", "batch_stats"} into the module, in its own precision; returns it."""
+    """Copy our variables {"params", "batch_stats"} into the module, in its own precision, and return it.
+
+    Raises:
+      ValueError: if the module has other parameters.
+    """
     values = {**flax_to_torch(variables["params"]), **flax_to_torch(variables["batch_stats"])}
     state = {name: torch.from_numpy(value) for name, value in values.items()}
     missing, unexpected = module.load_state_dict(state, strict=False)

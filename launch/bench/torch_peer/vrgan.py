@@ -1,7 +1,7 @@
 """VR-GAN in PyTorch: the U-Net, the Spheres generator, and a training step in two styles.
 
-Written from the paper and the description of the authors' settings. Modules are named after ours, so that
-`models.load_flax` carries weights over.
+Written from the paper and a description of the authors' settings. Modules have the names of ours, so that
+`models.load_flax` can copy weights.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """3x3 convolution with bias, batch norm, and ReLU but for the last one."""
+    """3x3 convolution with bias, batch norm, and ReLU (not in the last block)."""
 
     def __init__(self, inputs: int, outputs: int, activate: bool = True):
         super().__init__()
@@ -21,12 +21,12 @@ class Block(nn.Module):
         self.activate = activate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, inputs, H, W] to [B, outputs, H, W]."""
+        """Map `[B, inputs, H, W]` to `[B, outputs, H, W]`."""
         x = self.bn(self.conv(x))
         return torch.relu(x) if self.activate else x
 
     def _load_from_state_dict(self, state, prefix, *rest):
-        for name in ("weight", "bias"):  # ours keeps the convolution's parameters beside its norm
+        for name in ("weight", "bias"):  # in ours the convolution's parameters and the norm are siblings
             if prefix + name in state:
                 state[f"{prefix}conv.{name}"] = state.pop(prefix + name)
         super()._load_from_state_dict(state, prefix, *rest)
@@ -51,7 +51,7 @@ class UNet(nn.Module):
             self.add_module(f"decode{level}_1", Block(widths[level], channels if last else widths[level], not last))
 
     def forward(self, image: Tensor, desired: Tensor, actual: Tensor) -> Tensor:
-        """Maps images [B, C, H, W] and labels [B], [B] to residuals."""
+        """Map images `[B, C, H, W]` and labels `[B]`, `[B]` to residuals `[B, C, H, W]`."""
         part = self._modules
         x, skips = image, []
         for level in range(self.levels + 1):
@@ -80,7 +80,7 @@ class ResidualMLP(nn.Module):
         self.norm = nn.ModuleList([nn.BatchNorm1d(hidden), nn.BatchNorm1d(hidden)])
 
     def forward(self, point: Tensor, desired: Tensor, actual: Tensor) -> Tensor:
-        """Maps points [B, n] and labels [B], [B] to residuals [B, n]."""
+        """Map points `[B, n]` and labels `[B]`, `[B]` to residuals `[B, n]`."""
         x = torch.cat([point, desired[:, None].to(point.dtype), actual[:, None].to(point.dtype)], 1)
         for linear, norm in zip(self.linear, self.norm, strict=False):
             x = norm(torch.relu(linear(x)))
@@ -88,7 +88,7 @@ class ResidualMLP(nn.Module):
 
 
 def optimizers(generator: nn.Module, critic: nn.Module, fused: bool) -> tuple[torch.optim.Adam, torch.optim.Adam]:
-    """Adam(1e-4, 0, 0.9) for each network."""
+    """Return Adam(1e-4, 0, 0.9) for each network."""
     settings = {"lr": 1e-4, "betas": (0.0, 0.9), "fused": fused}
     return torch.optim.Adam(generator.parameters(), **settings), torch.optim.Adam(critic.parameters(), **settings)
 
@@ -101,10 +101,10 @@ def _losses(critic: nn.Module, score: Tensor, moved: Tensor, residual: Tensor, l
 
 
 def make_step(generator: nn.Module, critic: nn.Module, style: str, fused: bool = True) -> Callable[..., Tensor]:
-    """Builds `step(image, label) -> loss` with the authors' weights 1, 0.01, 0.3, 0.5; one forward pass, two updates.
+    """Build `step(image, label) -> loss` with the authors' weights 1, 0.01, 0.3, 0.5; one forward pass, two updates.
 
-    style "authors": the critic's loss goes back through the generator as well, and metrics are read after every step,
-    as their loop does. "lean": no gradient is computed that is not used.
+    In style "authors" the critic's loss is also backpropagated through the generator, and metrics are read after every
+    step, as in their loop. "lean" computes no unused gradient.
     """
     of_generator, of_critic = optimizers(generator, critic, fused and style == "lean")
     parameters = [list(network.parameters()) for network in (generator, critic)]

@@ -1,6 +1,6 @@
-"""What a traced program multiplies, and in which precision, read from its StableHLO; and whether that was meant.
+"""The precision policy: the products of a traced program, read from its StableHLO, and the rule of each program.
 
-Nothing is compiled and no device is needed: a program is lowered for "cuda" or "tpu" on any machine.
+Nothing is compiled and no device is needed: any machine can lower a program for "cuda" or "tpu".
 """
 
 from collections import Counter
@@ -12,12 +12,15 @@ _PASSES = ("stablehlo.convert", "stablehlo.transpose", "stablehlo.reverse", "sta
 
 
 class Product(NamedTuple):
-    """A convolution or a product of matrices.
+    """A convolution or a matrix product.
 
-    kind: convolution | dot_general. types: of both factors and of the result. depth: of loops around it.
-    precision: DEFAULT, HIGH or HIGHEST, of float32 factors; HIGHEST are not shortened.
-    prepared: nothing is done to a convolution's kernel in the function that uses it, but for the flip of an input
-      gradient with stride, which XLA does not carry out.
+    Attributes:
+      kind: "convolution" or "dot_general".
+      types: of both factors and of the result.
+      depth: number of loops around it.
+      precision: "DEFAULT", "HIGH" or "HIGHEST", of float32 factors; "HIGHEST" are not shortened.
+      prepared: whether the function that convolves uses the kernel as it is. The flip of a strided input gradient
+        is allowed, because XLA makes it part of the convolution.
     """
 
     kind: str
@@ -30,9 +33,13 @@ class Product(NamedTuple):
 class Rule(NamedTuple):
     """Where a program searches and where it reports.
 
-    search: from this depth of loops on it searches: convolutions of one type alone, of prepared kernels.
-    factors: the type of all factors in a search, where it is one.
-    report: whether products outside all loops are reported, with the highest precision; nothing else may have it.
+    Attributes:
+      search: the loop depth from which on it searches: all convolutions there have one type, and prepared kernels.
+      report: whether products outside of loops are reported values, at the highest precision. No other product may
+        have that precision.
+      prepared: whether the search's kernels have to be prepared.
+      dtype: the type of the search's convolutions.
+      factors: the type of all factors in a search, if they have to have one.
     """
 
     search: int | None
@@ -42,7 +49,7 @@ class Rule(NamedTuple):
     factors: str | None = None
 
 
-# A training program is a loop over steps, with an attack's loop inside; a projection's is a loop over two phases.
+# A training program is a loop over steps, which contains the attack's loop; a projection is a loop over two phases.
 RULES = {
     "cifar_baseline": Rule(None),
     "cifar_alignment": Rule(None, report=True),
@@ -51,7 +58,7 @@ RULES = {
     "cifar_evaluate": Rule(1, report=True),
     "cifar_square": Rule(1, report=True, dtype="f32"),  # TF32
     "cifar_gan": Rule(None),
-    "cifar_gan_bfloat16": Rule(0, prepared=False),  # its kernels change in every step
+    "cifar_gan_bfloat16": Rule(0, prepared=False),  # kernels change in every step
     "cifar_project": Rule(1, report=True, dtype="f32"),  # TF32
     "cifar_project_bfloat16": Rule(1, report=True),
     "squares_vrgan": Rule(None),
@@ -62,7 +69,7 @@ RULES = {
 
 
 def products(module: Any) -> list[Product]:
-    """List the products of a lowered program, `lowered.compiler_ir("stablehlo")`, each as often as it is called."""
+    """Return the products of a module, `lowered.compiler_ir("stablehlo")`, once for each call."""
     functions = {str(op.attributes["sym_name"]).strip('"'): op for op in module.body.operations}
     return list(_walk(functions["main"], functions, 0))
 
@@ -83,27 +90,27 @@ def _walk(op: Any, functions: dict[str, Any], depth: int) -> Iterator[Product]:
 
 def _product(op: Any, depth: int) -> Product:
     types = tuple(str(value.type.element_type) for value in (*op.operands, op.results[0]))
-    asked = str(op.attributes["precision_config"]) if "precision_config" in op.attributes else ""
-    precision = next((name for name in ("HIGHEST", "HIGH") if name in asked), "DEFAULT")
+    config = str(op.attributes["precision_config"]) if "precision_config" in op.attributes else ""
+    precision = next((name for name in ("HIGHEST", "HIGH") if name in config), "DEFAULT")
     kind = op.operation.name.removeprefix("stablehlo.")
     return Product(kind, types, depth, precision, kind != "convolution" or _is_prepared(op))
 
 
 def _is_prepared(op: Any) -> bool:
     dilated = "lhs_dilation" in op.attributes and any(n > 1 for n in op.attributes["lhs_dilation"])
-    done, kernel = [], op.operands[1]
+    passes, kernel = [], op.operands[1]
     while (owner := getattr(kernel.owner, "operation", None)) is not None and owner.name in _PASSES:
-        done.append(owner.name)
+        passes.append(owner.name)
         kernel = owner.operands[list(owner.results).index(kernel) if "barrier" in owner.name else 0]
-    changes = [name for name in done if "barrier" not in name]
+    changes = [name for name in passes if "barrier" not in name]
     return not changes or (dilated and changes == ["stablehlo.reverse"])
 
 
 def violations(name: str, found: list[Product]) -> list[str]:
-    """Say in one line each how a program breaks its rule; [] where it keeps it."""
+    """Return a line for each way in which a program breaks its rule, with a count."""
     rule, lines = RULES[name], []
     if not found:
-        lines.append("it has no products")
+        lines.append("no products")
     for product in found:
         searching = rule.search is not None and product.depth >= rule.search
         if searching and product.kind == "convolution" and set(product.types) != {rule.dtype}:
@@ -120,7 +127,7 @@ def violations(name: str, found: list[Product]) -> list[str]:
 
 
 def table(found: list[Product]) -> list[str]:
-    """Count the products of a program by loop depth, kind, types and precision, as rows of a Markdown table."""
+    """Return rows of a Markdown table: the products of a program by loop depth, kind, types and precision."""
     counts = Counter((p.depth, p.kind, *p.types, p.precision) for p in found)
     return [
         f"| {depth} | {kind} | {a} x {b} -> {result} | {precision} | {count} |"

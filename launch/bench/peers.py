@@ -1,4 +1,4 @@
-"""PyTorch's side of bench.py: the peers on their device with our weights, and how they are compared with ours."""
+"""PyTorch's side of the bench: the peers on their device with our weights, compared with ours."""
 
 import time
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from gradalign_jax.types import Batch
 try:
     import torch
 
-    from launch.torch_peer import authors, lean, models
+    from launch.bench.torch_peer import authors, lean, models
 except ImportError:
     torch = None
 
 
 def device():
-    """Return where the peers run: on the card that JAX uses, if PyTorch can."""
+    """Return the peers' device: the card that JAX uses if PyTorch can use it, else the CPU."""
     return torch.device("cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu")
 
 
 def layout(channels_last: bool):
-    """Return PyTorch's name of a memory layout."""
+    """Return PyTorch's constant for a memory layout."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def to_torch(array, channels_last: bool = False):
-    """An array as a tensor on the peers' device; images become NCHW, in memory as well unless `channels_last`."""
+    """Return an array as a tensor on the peers' device; images become NCHW, in memory too unless `channels_last`."""
     tensor = torch.from_numpy(np.array(array))
     if tensor.ndim == 4:
         tensor = tensor.permute(0, 3, 1, 2).contiguous(memory_format=layout(channels_last))
@@ -37,28 +37,28 @@ def to_torch(array, channels_last: bool = False):
 
 
 def place(network, channels_last: bool = False):
-    """Move a network to the peers' device, in a layout."""
+    """Move a network to the peers' device, in a memory layout."""
     return network.to(device(), memory_format=layout(channels_last))
 
 
 def make_peer(experiment, variables, channels_last: bool = False):
-    """The PyTorch network with our weights, in training mode."""
+    """Return the PyTorch network with our weights, in training mode."""
     return place(models.load_flax(experiment.peer(models), variables).train(), channels_last)
 
 
 def style_of(column: str):
-    """Return the module that has the steps of a column: "authors", or lean's for all others."""
+    """Return the module with the steps of a column: `authors`, or `lean` for all other columns."""
     return authors if column == "authors" else lean
 
 
 def compiled_forward(network) -> Callable:
-    """Return the network's forward pass through torch.compile; without a card only as far as its graph."""
+    """Return the network under torch.compile; without a card only its graph is captured, no code generated."""
     backend = "inductor" if device().type == "cuda" else "aot_eager"
     return torch.compile(network, dynamic=False, backend=backend)
 
 
 def make_attack(style, network, experiment, steps: int, compiled: bool = False) -> Callable:
-    """The attack of an experiment in a style."""
+    """Return the attack of an experiment in a style, the module `authors` or `lean`."""
     options = {"forward": compiled_forward(network)} if compiled else {}
     settings = experiment.attack_loss, experiment.epsilon, experiment.step_size, steps
     return style.make_attack(network, *settings, **options)
@@ -76,7 +76,19 @@ def peer_step(
     steps: int,
     compiled: bool = False,
 ) -> Callable[[], Any]:
-    """One PyTorch training step in a style, as a function without arguments; compiled: of the attack's passes."""
+    """Return a PyTorch training step in a style, as a function without arguments.
+
+    Args:
+      experiment: the network and its settings.
+      variables: our weights.
+      batch: images and labels.
+      style: the module `authors` or `lean`.
+      channels_last: the memory layout.
+      method: "baseline", "align" or "pgd".
+      destinations: x' of each image and class `[B, K, ...]`; None: Δx is that of Spheres.
+      steps: PGD steps.
+      compiled: whether the passes of the attack are compiled.
+    """
     peer = make_peer(experiment, variables, channels_last)
     image, label = to_torch(batch.image, channels_last), to_torch(batch.label).long()
     if destinations is not None:
@@ -97,14 +109,14 @@ def peer_step(
 
 
 def peer_jacobian(experiment, variables, batch: Batch, style, channels_last: bool = False) -> Callable[[], Any]:
-    """PyTorch's input Jacobian in a style, as a function without arguments."""
+    """Return PyTorch's input Jacobian in a style, as a function without arguments."""
     peer = make_peer(experiment, variables, channels_last).eval()
     image = to_torch(batch.image, channels_last).requires_grad_(True)
     return lambda: style.input_jacobian(peer(image), image)
 
 
 def under_autocast(side: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the side with products in bfloat16 where autocast has them."""
+    """Return the side under bfloat16 autocast."""
 
     def run():
         with torch.autocast(device().type, dtype=torch.bfloat16):
@@ -114,13 +126,13 @@ def under_autocast(side: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def wait() -> None:
-    """Wait for what the card still has to do."""
+    """Wait until the card is idle."""
     if device().type == "cuda":
         torch.cuda.synchronize()
 
 
 def faster_layout(make_side: Callable) -> Callable[[], Any]:
-    """The faster of two memory layouts, by the best of a few runs of each after a warm-up."""
+    """Return the side in the faster of two memory layouts, by the best of a few runs after a warm-up."""
 
     def seconds(side):
         side()
@@ -135,10 +147,10 @@ def faster_layout(make_side: Callable) -> Callable[[], Any]:
 
 
 def check_agreement(experiment, variables, batch: Batch) -> str:
-    """Largest differences of logits, input gradient and parameter gradients, relative to the largest value.
+    """Return the largest differences of logits, input and parameter gradients, relative to the largest value.
 
-    In evaluation mode: float32 gradients through training-mode batch norm are dominated by rounding on either
-    side (tests/test_torch_parity.py compares them in float64).
+    Evaluation mode, because float32 gradients through training-mode batch norm are dominated by rounding on both
+    sides (tests/test_torch_parity.py compares them in float64).
     """
 
     @jax.jit
@@ -168,6 +180,6 @@ def check_agreement(experiment, variables, batch: Batch) -> str:
 
 
 def relative_difference(a, b) -> float:
-    """max|a - b| / max|b|."""
+    """Return max|a - b| / max|b|."""
     a, b = np.asarray(a), np.asarray(b)
     return float(np.abs(a - b).max() / np.abs(b).max())

@@ -1,6 +1,6 @@
-"""What bench.py measures: the training steps of each experiment, ours and PyTorch's, with equal weights.
+"""The classifiers' items: training steps of each experiment and the input Jacobian, ours and PyTorch's.
 
-An item is built with its agreement checked and our program compiled, so that only steps are timed.
+Both sides have equal weights. Building an item checks their agreement and compiles our program.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,28 @@ from gradalign_jax import alignment, training
 from gradalign_jax.attacks import pgd
 from gradalign_jax.models import mlp, resnet
 from gradalign_jax.types import Batch, Classifier
-from launch import bench_peers, bench_program, bench_projection
-from launch.bench_peers import torch
-from launch.bench_program import Program
+from launch.bench import peers
+from launch.bench import program as bench_program
+from launch.bench.interleaved import Item
+from launch.bench.peers import torch
+from launch.bench.program import Program
 
 # Multiply-accumulates of the Spheres MLP for one image: the whole forward pass, and without its first layer.
 _MLP_FORWARD, _MLP_ABOVE_FIRST = 1_501_000, 1_001_000
 
 
 class Experiment(NamedTuple):
-    """A data set's network, batch and training settings, as the paper's code has them."""
+    """The network, batch and training settings of a data set, as in the paper's code.
+
+    Attributes:
+      peer: the same network in PyTorch, from the module torch_peer.models.
+      image_shape: shape of a batch of images.
+      peer_optimizer: name and settings of the same optimizer in PyTorch.
+      weight: λ_α.
+    """
 
     classifier: Classifier
-    peer: Callable  # models -> the same network in PyTorch
+    peer: Callable
     image_shape: tuple[int, ...]
     classes: int
     optimizer: optax.GradientTransformation
@@ -36,18 +45,6 @@ class Experiment(NamedTuple):
     attack_loss: str
     epsilon: float
     step_size: float
-
-
-class Item(NamedTuple):
-    """One measurement: `sides` are functions that run one step, ours `steps` of them, and wait for it."""
-
-    name: str
-    sides: dict[str, Callable[[], Any]]
-    compile_seconds: float
-    agreement: str | None
-    flops: float | None
-    parts: int = 1  # what one step of any side is divided by: times and flops are for one part
-    steps: int = 1
 
 
 EXPERIMENTS = {
@@ -88,39 +85,39 @@ EXPERIMENTS = {
         step_size=0.02,
     ),
 }
-TRAINING = "tf32"  # precision of training's products, the configs' default
-STEPS = {"spheres": 50, "mnist": 10, "cifar": 4}  # of ours in one program; a training run has up to 500
+TRAINING = "tf32"  # precision of training, the configs' default
+STEPS = {"spheres": 50, "mnist": 10, "cifar": 4}  # steps of ours in one program; a training run has up to 500
 METHODS = {"plain": "baseline", "align": "align", "pgd": "pgd"}
-ITEMS = [f"{name}_{method}" for name in EXPERIMENTS for method in METHODS] + ["mnist_jacobian"]
-ITEMS += [f"projection_{form}" for form in bench_projection.FORMS]
+ITEMS = [*(f"{name}_{method}" for name in EXPERIMENTS for method in METHODS), "mnist_jacobian"]
 
 
 def build(name: str, attack_steps: int = 40, attack_precision: str = "bfloat16") -> Item:
-    """Builds one of ITEMS. Without PyTorch only our side is there.
+    """Build one of ITEMS, without PyTorch's sides if it is not installed.
 
-    attack_precision: of the products that our attack sees; PyTorch's sees float32.
+    Args:
+      name: which one.
+      attack_steps: PGD steps.
+      attack_precision: of our attack; PyTorch's is float32.
     """
     data, method = name.split("_")
-    if data == "projection":
-        return build_projection(name, method)
     experiment, steps = EXPERIMENTS[data], 1 if method == "jacobian" else STEPS[data]
     given = inputs(data, experiment)
     program = our_program(experiment, *given, method, steps, attack_steps, attack_precision)
     ours, seconds = bench_program.ready(program)
     sides, agreement = {"ours": ours}, None
     if torch:
-        agreement = bench_peers.check_agreement(experiment, *given[:2])
+        agreement = peers.check_agreement(experiment, *given[:2])
         sides["authors"] = peer_side(experiment, *given, method, attack_steps, "authors")
         lean_side = partial(peer_side, experiment, *given, method, attack_steps, "lean")
         image = given[1].image
-        sides["lean"] = bench_peers.faster_layout(lean_side) if image.ndim == 4 else lean_side()
+        sides["lean"] = peers.faster_layout(lean_side) if image.ndim == 4 else lean_side()
     flops = spheres_flops(method, attack_steps) if data == "spheres" else None
     title = f"{name} (k={attack_steps}, {attack_precision})" if method == "pgd" else name
     return Item(title, sides, seconds, agreement, flops, steps=steps)
 
 
 def inputs(data: str, experiment: Experiment) -> tuple[Any, Batch, np.ndarray | None]:
-    """Variables, a batch of the experiment's shape, and for images the cached x' of every image and class."""
+    """Return variables, a batch, and for images the cached x' of every image and class `[B, K, H, W, C]`."""
     rng = np.random.default_rng(0)
     shape, count = experiment.image_shape, experiment.image_shape[0]
     label = rng.integers(experiment.classes, size=count)
@@ -144,7 +141,7 @@ def our_program(
     attack_steps: int,
     attack_precision: str,
 ) -> Program:
-    """Our training steps, or the input Jacobian in evaluation mode."""
+    """Return our training steps, or the input Jacobian in evaluation mode."""
     classifier, optimizer = experiment.classifier, experiment.optimizer
 
     def jacobian(variables, image):
@@ -183,29 +180,17 @@ def peer_side(
     column: str,
     channels_last: bool = False,
 ) -> Callable[[], Any]:
-    """PyTorch's side: "authors", "lean", or "compiled", the lean one with a compiled attack."""
-    style = bench_peers.style_of(column)
+    """Return PyTorch's side of a column: "authors", "lean", or "compiled" (lean with a compiled attack)."""
+    style = peers.style_of(column)
     if method == "jacobian":
-        return bench_peers.peer_jacobian(experiment, variables, batch, style, channels_last)
+        return peers.peer_jacobian(experiment, variables, batch, style, channels_last)
     options = {"method": METHODS[method], "destinations": destinations, "steps": attack_steps}
     options["compiled"] = column == "compiled"
-    return bench_peers.peer_step(experiment, variables, batch, style, channels_last, **options)
-
-
-def build_projection(name: str, form: str) -> Item:
-    """The projection in one form; a part is one step of one pair of image and class."""
-    ours, seconds = bench_program.ready(bench_projection.program(form))
-    sides, agreement = {"ours": ours}, None
-    if torch:
-        sides["authors"] = bench_projection.peer_side(frozen=False)
-        sides["lean"] = bench_peers.faster_layout(partial(bench_projection.peer_side, frozen=True))
-        agreement = f"z {bench_peers.relative_difference(ours(), sides['authors']().cpu()):.0e}"
-    parts = bench_projection.BATCH * bench_projection.STEPS
-    return Item(name, sides, seconds, agreement, bench_projection.FLOPS, parts)
+    return peers.peer_step(experiment, variables, batch, style, channels_last, **options)
 
 
 def spheres_flops(method: str, attack_steps: int, count: int = 50) -> float:
-    """Operations that a step on the MLP needs: 2 per multiply-accumulate, matrix products alone."""
+    """Return the operations that a step on the MLP needs: matrix products only, 2 per multiply-accumulate."""
     forward, above = _MLP_FORWARD, _MLP_ABOVE_FIRST
     plain = forward + above + forward  # forward, gradients of the hidden units, gradients of the weights
     # Alignment: the input gradient, a backward pass through that, and its gradients of the weights.

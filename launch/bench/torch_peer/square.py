@@ -1,7 +1,7 @@
 """One query of Square Attack in L∞ in PyTorch, in two styles.
 
-Written from the algorithm (Andriushchenko et al. 2020) and the description of the authors' code, which draws one window
-for a whole batch. `lean` draws a window for each image, as ours does, and never asks the card for a value.
+Written from the algorithm (Andriushchenko et al. 2020) and a description of the authors' code, which draws one window
+for a whole batch. "lean" draws a window for each image, as ours does, and never waits for a value from the device.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ State = tuple[Tensor, Tensor]  # signs [B, C, H, W], margins [B]
 
 
 def margin(logits: Tensor, label: Tensor) -> Tensor:
-    """logit_y - max_{j≠y} logit_j `[B]`."""
+    """Return logit_y - max_{j≠y} logit_j `[B]`."""
     own = logits.gather(1, label[:, None])[:, 0]
     return own - logits.scatter(1, label[:, None], -torch.inf).amax(1)
 
@@ -21,7 +21,7 @@ def margin(logits: Tensor, label: Tensor) -> Tensor:
 def make_query(
     model: nn.Module, style: str, epsilon: float, side: int, bounds: tuple[float, float] = (-1.0, 1.0)
 ) -> Callable[[Tensor, Tensor, State], State]:
-    """Builds `query(image, label, state) -> state` with windows of `side` pixels; style "authors" or "lean"."""
+    """Build `query(image, label, state) -> state` with windows of `side` pixels; style "authors" or "lean"."""
 
     def repaint(sign: Tensor) -> Tensor:
         count, channels, height, width = sign.shape
@@ -41,7 +41,7 @@ def make_query(
 
     @torch.no_grad()
     def query(image: Tensor, label: Tensor, state: State) -> State:
-        if style == "authors":  # those not fooled so far, whom the host asks for
+        if style == "authors":  # only images not fooled so far; the host waits to learn which
             rows = (state[1] > 0).nonzero().flatten()
             sign, least = state[0].clone(), state[1].clone()
             some = repaint(sign[rows])

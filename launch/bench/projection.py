@@ -1,13 +1,13 @@
-"""The projection's items of bench.py: milliseconds for one image, one class and one step of Adam, at full width.
+"""The projection's items: one image, one class and one step of Adam, at full width.
 
-    projection_unfolded    our trained network as it is, in our loop (it doubles no images either)
-    projection_constants   spectral norm, batch norm and biases folded; but images are doubled, then convolved
-    projection_subpixel    and no image is doubled: four 2x2 convolutions at low resolution
-    projection_float32     and kernels are prepared for the CPU's forms: what a run does
-    projection_bfloat16    the same in that precision
+    projection_unfolded    our trained network in our loop, nothing folded (it doubles no images either)
+    projection_constants   spectral norm, batch norm and biases folded; images are doubled, then convolved
+    projection_subpixel    no image is doubled either: four 2x2 convolutions at low resolution
+    projection_float32     kernels are also prepared in the CPU's layouts, as in a run
+    projection_bfloat16    the same in bfloat16
 
-"authors" is their loop, in which weights get unread gradients and spectral norms are estimated anew in every step;
-"lean" the same loop with the generator frozen. The share of the matmul rate counts the products of the sub-pixel form.
+"authors" is their loop, which computes unused weight gradients and estimates spectral norms again in every step; "lean"
+is the same loop with the generator frozen. The share of the matmul rate counts the products of the sub-pixel form.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,20 @@ from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.models.spectral_norm import power_iteration
 from gradalign_jax.ops import frozen, platform, precision, resampling
 from gradalign_jax.ops.convolution import conv
-from launch import bench_peers, bench_program
-from launch.bench_program import Program
+from launch.bench import peers
+from launch.bench import program as bench_program
+from launch.bench.interleaved import Item
+from launch.bench.peers import torch
+from launch.bench.program import Program
 
 FORMS = ("unfolded", "constants", "subpixel", "float32", "bfloat16")
+ITEMS = [f"projection_{form}" for form in FORMS]
 BATCH, STEPS, CLASSES, CHANNELS = 16, 2, 10, 3
-FLOPS = 2 * 2.349e9  # forward, and the same for the gradient of z
+FLOPS = 2 * 2.349e9  # of a pair and step: forward, and the same for the gradient of z
 
 
 def variables(width: int = 256) -> tuple[biggan.Generator, Any]:
-    """A generator, by default of CIFAR-10's size, with statistics that a trained one might have."""
+    """Return a generator, by default of CIFAR-10's size, with plausible statistics of a trained one."""
     rng = np.random.default_rng(0)
     drawn = {"mean": lambda shape: rng.normal(0, 0.2, shape), "var": lambda shape: rng.uniform(0.5, 1.5, shape)}
 
@@ -46,7 +50,7 @@ def variables(width: int = 256) -> tuple[biggan.Generator, Any]:
 
 
 def program(form: str, pairs: int = BATCH, steps: int = STEPS, width: int = 256) -> Program:
-    """Our loop: (constants, images, classes) -> z."""
+    """Return our loop: (constants, images, classes) -> z."""
     generator, values = variables(width)
     name = form if form == "bfloat16" else "float32"
     if form == "unfolded":
@@ -63,7 +67,7 @@ def program(form: str, pairs: int = BATCH, steps: int = STEPS, width: int = 256)
 
 
 def folded(form: str, values: Any, name: str) -> biggan_folded.Folded:
-    """The generator's constants in one form, made on the host."""
+    """Fold the generator in one of FORMS, on the host."""
     plain = platform.target("gpu") if form in ("constants", "subpixel") else nullcontext()
     with bench_program.on_host(), plain:
         constants = biggan_folded.fold(values, precision.factors(name))
@@ -72,20 +76,20 @@ def folded(form: str, values: Any, name: str) -> biggan_folded.Folded:
 
 
 def batch(pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and one class for all, as the authors take them."""
+    """Return images, and one class for all of them, as in the authors' code."""
     image = np.random.default_rng(1).uniform(-1, 1, (pairs, 32, 32, CHANNELS))
     return image.astype(np.float32), np.full(pairs, 3, np.int32)
 
 
 def at_high_resolution(folded: biggan_folded.Folded, values: Any) -> biggan_folded.Folded:
-    """The folded generator with the doubling left outside its convolutions."""
+    """Return the folded generator with images doubled before its convolutions."""
     blocks = []
     for number, block in enumerate(folded.blocks):
         kernel = values["params"][f"block{number}"]["conv1"]["kernel"]
         sigma, _ = power_iteration(kernel, values["spectral"][f"block{number}"]["conv1"]["u"])
         kernel = kernel / sigma
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
-        blocks.append(block._replace(conv1=frozen.Frozen(Partial(_double, kernel), Partial(_halve, turned))))
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+        blocks.append(block._replace(conv1=frozen.Frozen(Partial(_double, kernel), Partial(_halve, flipped))))
     return folded._replace(blocks=tuple(blocks))
 
 
@@ -100,12 +104,24 @@ def _halve(kernel: jax.Array, g: jax.Array) -> jax.Array:
 def peer_side(
     frozen: bool, channels_last: bool = False, pairs: int = BATCH, steps: int = STEPS, width: int = 256
 ) -> Callable[[], Any]:
-    """PyTorch's loop with our weights."""
-    from launch.torch_peer import biggan as peer
-    from launch.torch_peer.projection import project
+    """Return PyTorch's loop with our weights."""
+    from launch.bench.torch_peer import biggan as peer
+    from launch.bench.torch_peer.projection import project
 
     image, target = batch(pairs)
     network = peer.load_flax(peer.Generator(CLASSES, CHANNELS, width), variables(width)[1])
-    network = bench_peers.place(network, channels_last)
-    tensor, label = bench_peers.to_torch(image, channels_last), bench_peers.to_torch(target).long()
+    network = peers.place(network, channels_last)
+    tensor, label = peers.to_torch(image, channels_last), peers.to_torch(target).long()
     return lambda: project(network, tensor, label, (steps, 0), frozen=frozen)
+
+
+def build(name: str) -> Item:
+    """Build one of ITEMS, without PyTorch's sides if it is not installed."""
+    ours, seconds = bench_program.ready(program(name.removeprefix("projection_")))
+    sides, agreement = {"ours": ours}, None
+    if torch:
+        sides["authors"] = peer_side(frozen=False)
+        sides["lean"] = peers.faster_layout(partial(peer_side, frozen=True))
+        agreement = f"z {peers.relative_difference(ours(), sides['authors']().cpu()):.0e}"
+    parts = BATCH * STEPS
+    return Item(name, sides, seconds, agreement, FLOPS, parts)

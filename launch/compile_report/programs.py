@@ -1,7 +1,7 @@
-"""The tasks' own programs at the paper's sizes, traced without data, weights or the devices that they are for.
+"""The tasks' own programs at the paper's sizes, traced without data, weights or the target's devices.
 
-Stand-ins take the place of data sets and trained generators; everything else is what a run does, so that a report or a
-test of these programs is one of the runs.
+Stand-ins replace data sets and trained generators. Everything else is the code of a run, so findings of a report or a
+test hold for runs.
 """
 
 import importlib
@@ -39,10 +39,13 @@ _SPLITS = {
 class Program(NamedTuple):
     """A traced program.
 
-    steps: how many steps, iterations or queries one call makes. batch: images or pairs on a device.
-    key: the config key that sets `batch`.
-    macs: multiply-accumulates that a step needs for one of the batch; 0: unknown.
-    unknown: iterations of a loop whose length is an argument.
+    Attributes:
+      traced: the program.
+      steps: steps, iterations or queries of one call.
+      batch: images or pairs on a device.
+      key: the config key that sets `batch`.
+      macs: multiply-accumulates that a step needs for one image or pair; 0 if unknown.
+      unknown: iterations of a loop whose length is an argument.
     """
 
     traced: jax.stages.Traced
@@ -54,7 +57,7 @@ class Program(NamedTuple):
 
 
 def _dataset(name: str) -> data.Dataset:
-    """A data set of the right shapes without memory behind it."""
+    """Return a data set of the right shapes that takes no memory."""
     if name == "spheres":
         return data.load(name)
     shape, classes, kind, sizes = _SPLITS[name]
@@ -69,14 +72,14 @@ def _dataset(name: str) -> data.Dataset:
 
 
 def _generator(classes: int, channels: int, width: int = 256) -> Any:
-    """Random variables of a conditional generator, on the host."""
+    """Return random variables of a conditional generator, on the host."""
     shapes = jax.eval_shape(biggan.create_generator(classes, channels, width).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(np.float32), shapes)
 
 
 def _stored(dataset: data.Dataset) -> Estimate:
-    """A Δx from a store of the whole data set's latents."""
+    """Return a Δx that reads the latents of the whole data set from a store."""
     count = sum(len(split.label) for split in dataset.splits.values())
 
     def delta_x(arrays, image, label, target, index):
@@ -101,9 +104,9 @@ def _config(name: str, task: str, changes: dict[str, Any]) -> ConfigDict:
 
 def _run(name: str, task: str, changes: dict[str, Any]) -> classifier.ClassifierRun:
     config, dataset = _config(name, task, changes), _dataset(name)
-    known = dataset.delta_x is not None
-    estimate = Estimate(Partial(dataset.delta_x), {}) if known else None
-    if task == "align" and not known:
+    exact_delta_x = dataset.delta_x is not None
+    estimate = Estimate(Partial(dataset.delta_x), {}) if exact_delta_x else None
+    if task == "align" and not exact_delta_x:
         estimate = _stored(dataset)
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
@@ -120,7 +123,7 @@ def _state(run: classifier.ClassifierRun) -> Any:
 
 
 def train(on: Sequence[jax.Device], name: str, task: str, macs: float = 0, length: int = 0, **changes: Any) -> Program:
-    """A chunk of training steps of a classifier."""
+    """Trace a chunk of training steps of a classifier; `length` overrides the number of steps."""
     with parallel.rehearsal(on) as caught:
         run = _run(name, task, changes)
         steps = length or loop.chunk_length(run.steps_per_epoch, run.config.train.log_every)
@@ -129,7 +132,7 @@ def train(on: Sequence[jax.Device], name: str, task: str, macs: float = 0, lengt
 
 
 def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0, **changes: Any) -> Program:
-    """One block of an evaluation: `measure` is pgd_linf, pgd_l2, square, alignment or clean."""
+    """Trace one block of an evaluation; `measure` is pgd_linf, pgd_l2, square, alignment or clean."""
     steps = 10 if measure == "square" else 1
     with parallel.rehearsal(on) as caught:
         run = _run(name, "pgd", {"evaluate.square_queries": 5000, "evaluate.block": 100, **changes})
@@ -140,7 +143,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
         elif measure == "square":
             shape = (len(one), *run.dataset.image_shape)
             state = square.State(np.zeros(shape, np.int8), *(np.zeros(len(one), kind) for kind in ("f4", "i4")))
-            evaluation.query(variables, np.asarray(one), np.full(len(one), 0.01), state, 0, steps)
+            evaluation.query(variables, np.asarray(one, np.int32), np.full(len(one), 0.01), state, 0, steps)
         elif measure == "clean":
             evaluation.clean(variables, one)
         else:
@@ -149,7 +152,7 @@ def evaluate(on: Sequence[jax.Device], name: str, measure: str, macs: float = 0,
 
 
 def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any) -> Program:
-    """The projection of one block of pairs; a step is one of Adam."""
+    """Trace the projection of one block of pairs; a step is one of Adam."""
     config, dataset = _config(name, "project", {"project.block": 512, **changes}), _dataset(name)
     shape = {"num_classes": dataset.num_classes, "channels": dataset.image_shape[-1], "width": 256, "latent_dim": 128}
     described = {**shape, "dataset": name, "image_size": dataset.image_shape[0], "digest": ""}
@@ -163,11 +166,13 @@ def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any
         pairs = np.zeros((len(on), run.block), np.int32)
         run.program()(*parallel.split((pairs, pairs), run.devices))
     steps = sum(config.project.steps)
-    return Program(caught.traced, steps, run.block, "project.block", macs, steps // 2)  # of each of two phases
+    return Program(
+        caught.traced, steps, run.block, "project.block", macs, steps // 2
+    )  # the mean length of the two phases
 
 
 def train_gan(on: Sequence[jax.Device], name: str, macs: float = 0, length: int = 0, **changes: Any) -> Program:
-    """A chunk of iterations of the conditional GAN."""
+    """Trace a chunk of iterations of the conditional GAN."""
     config, dataset = _config(name, "gan", changes), _dataset(name)
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
@@ -183,7 +188,7 @@ def train_gan(on: Sequence[jax.Device], name: str, macs: float = 0, length: int 
 
 
 def train_vrgan(on: Sequence[jax.Device], name: str, macs: float = 0, length: int = 0, **changes: Any) -> Program:
-    """A chunk of steps of a VR-GAN."""
+    """Trace a chunk of steps of a VR-GAN."""
     config, dataset = _config(name, "vrgan", changes), _dataset(name)
     with mock.patch.object(batches, "load", lambda _: dataset), parallel.rehearsal(on) as caught:
         run = vrgan_task.VRGANRun(config, None)
@@ -194,7 +199,7 @@ def train_vrgan(on: Sequence[jax.Device], name: str, macs: float = 0, length: in
     return Program(caught.traced, steps, config.train.batch_size // len(on), "train.batch_size", macs)
 
 
-_CIFAR = 0.5554e9  # ResNet-18 with the 3x3 stem, one image forward
+_CIFAR = 0.5554e9  # multiply-accumulates of ResNet-18 with the 3x3 stem, one image forward
 PROGRAMS: dict[str, Callable[..., Program]] = {
     "cifar_baseline": lambda on, **k: train(on, "cifar10", "baseline", 3 * _CIFAR, **k),
     "cifar_pgd": lambda on, **k: train(on, "cifar10", "pgd", 83 * _CIFAR, **k),

@@ -1,9 +1,10 @@
-"""Every run behind the paper's tables, as data: its config, what it changes in it, and which runs it needs first.
+"""The runs behind the paper's tables, as data: the config of each, its overrides, and the runs it needs.
 
-Table 3 trains with PGD at 6 or 7 values of ε that the paper does not list. Here they are 7, in steps of √2 around the
-ε of Table S1, ε/4 ... 2ε, with two digits. On Spheres, where ‖x‖₁ is about √(2·500/π) = 17.8 times ‖x‖₂,
-half the distance between the classes takes an ε of .0081 (outwards) to .0087 (inwards). 2ε = .01 moves a typical x past
-it, and √2 ε = .0071 is close to the largest ε50% of the paper (.0076), so there the list is ε/8 ... ε.
+Table 3 trains with PGD at 6 or 7 values of ε that the paper does not list. Here they are 7, in steps of √2 around the ε
+of Table S1: ε/4 ... 2ε, to two digits. Spheres is an exception: ‖x‖₁ is about √(2·500/π) = 17.8 times ‖x‖₂ there, so
+an L∞ perturbation covers half the distance between the classes at ε = .0081 (outwards) or .0087 (inwards). 2ε = .01
+moves a typical x past that, and √2 ε = .0071 is close to the largest ε50% in the paper (.0076), so on Spheres the list
+is ε/8 ... ε.
 """
 
 import importlib
@@ -16,56 +17,77 @@ METHODS = ("baseline", "align", "pgd")
 TABLE_2 = ("spheres", "squares", "mnist35", "copd", "mnist", "cifar10")
 DIRECT = ("spheres", "squares", "mnist35", "copd")  # Δ̂x by a VR-GAN
 INDIRECT = ("squares32", "mnist", "cifar10")  # by projection onto a conditional GAN's manifold
-# Where no exact Δx is known: the config key that takes an estimate, and the task that makes it.
+# Data sets without an exact Δx: the config key of the estimate, and the task that makes it.
 ESTIMATE = {"mnist35": "generator", "copd": "generator", "mnist": "store", "cifar10": "store"}
 MAKER = {"generator": "vrgan", "store": "project"}
 EPSILON = {"spheres": 0.005, "squares": 0.2, "mnist35": 0.3, "copd": 0.006, "mnist": 0.3, "cifar10": 0.01}
 IMAGENET = ("squares", "mnist35", "copd", "mnist")  # classifiers and critics start from ImageNet weights
-# Config keys by which a run names another one's directory.
+# Config keys that hold the directory of another run.
 GAN_OF_PROJECT = "project.generator"
 CLASSIFIER_OF_EVALUATE = "classifier"
-_CONFIGS = os.path.relpath(Path(__file__).resolve().parents[1] / "configs")  # from where the command is typed
+_CONFIGS = os.path.relpath(Path(__file__).resolve().parents[1] / "configs")  # from the working directory
 
 
 def epsilons(dataset: str) -> tuple[float, ...]:
-    """The ε that PGD trains with for Table 3; the one of Table S1 is among them."""
+    """Return the ε of PGD training for Table 3, Table S1's among them."""
     first = -6 if dataset == "spheres" else -4
     return tuple(float(f"{EPSILON[dataset] * 2 ** (k / 2):.2g}") for k in range(first, first + 7))
 
 
 class Job(NamedTuple):
-    """One run."""
+    """One run.
 
-    name: str  # dataset/what/seed: its directory below the root
-    task: str  # what follows the colon of --config
+    Attributes:
+      name: DATASET/WHAT/SEED, its directory below the root.
+      task: the part of --config after the colon.
+      overrides: values by config key.
+      uses: other jobs' names by config key; the key takes their directory.
+      tables: the tables that show it.
+    """
+
+    name: str
+    task: str
     overrides: Mapping[str, Any]
-    uses: Mapping[str, str]  # config keys whose values are other jobs' directories
+    uses: Mapping[str, str]
     tables: frozenset[str]
 
     @property
     def dataset(self) -> str:
-        """The data set, and its config's name."""
+        """Name of the data set and of its config."""
         return self.name.partition("/")[0]
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the jobs that have to be finished first."""
+        """Names of the jobs that have to finish first."""
         return tuple(dict.fromkeys(self.uses.values()))
 
 
 class Scale(NamedTuple):
-    """How much of the paper is run, and how long."""
+    """Which part of the paper is run, and for how long.
+
+    Attributes:
+      datasets: names of the data sets.
+      flag: suffix of the task: "" or ",smoke".
+      seeds: seeds by data set; "" for the others.
+      generators: estimates of Δx of a data set; a classifier trains with one and is measured with the next.
+      validated: estimates of Δx of a data set with an exact Δx, for section 3.2.
+      epsilons: the ε of Table 3 by data set.
+      series: seeds at each of them.
+      evaluated: seeds that an evaluation run measures, including Square Attack, by data set; "" for the others.
+      scatter: images of Figure 7 (Carlini and Wagner's attack), of the first seed.
+      overrides: config values by "dataset:task"; "dataset:classifier" applies to all three methods.
+    """
 
     datasets: tuple[str, ...]
-    flag: str  # after the task: "" or ",smoke"
-    seeds: Mapping[str, int]  # by data set; "": of the others
-    generators: int  # as many estimates of Δx; trained with one, measured with the next
-    validated: int  # estimates where Δx is known, of section 3.2
-    epsilons: Mapping[str, tuple[float, ...]]  # of Table 3
-    series: int  # seeds at each of them
-    evaluated: Mapping[str, int]  # seeds that an evaluation measures, Square Attack with it; by data set; "": others
-    scatter: int  # images of Figure 7, under Carlini and Wagner's attack, of the first seed
-    overrides: Mapping[str, Mapping[str, Any]]  # by "dataset:task"; "dataset:classifier" is about all three
+    flag: str
+    seeds: Mapping[str, int]
+    generators: int
+    validated: int
+    epsilons: Mapping[str, tuple[float, ...]]
+    series: int
+    evaluated: Mapping[str, int]
+    scatter: int
+    overrides: Mapping[str, Mapping[str, Any]]
 
 
 FULL = Scale(
@@ -80,8 +102,8 @@ FULL = Scale(
     scatter=1000,
     overrides={},
 )
-_BLACK_BOX = {"evaluate.square_queries": 10}  # in the classifier's own run, to spare another start
-# Tiny: it shows that every table and figure can be made, not their numbers.
+_BLACK_BOX = {"evaluate.square_queries": 10}  # in the classifier's own run, which saves another process
+# Tiny runs: they show that every table and figure can be made; the numbers mean nothing.
 MINI = Scale(
     datasets=FULL.datasets,
     flag=",smoke",
@@ -117,7 +139,7 @@ MINI = Scale(
         "squares32:project": {"data.limit": 64},
     },
 )
-# Numbers that can be held against the paper's; planned for an hour and a half on two CPU cores, not timed as a whole.
+# Numbers comparable with the paper's; planned for an hour and a half on two CPU cores, never timed as a whole.
 SHORT = Scale(
     datasets=("spheres", "mnist35"),
     flag="",
@@ -146,12 +168,12 @@ SCALES = {"full": FULL, "short": SHORT, "mini": MINI}
 def _job(scale: Scale, dataset: str, what: str, task: str, seed: int, tables: Iterable[str], uses=None, **own) -> Job:
     kind = "classifier" if task in METHODS else task
     shared = {k: v for key in (kind, task) for k, v in scale.overrides.get(f"{dataset}:{key}", {}).items()}
-    changed = {**({} if task == "evaluate" else {"seed": seed}), **own, **shared}  # it takes its classifier's
+    changed = {**({} if task == "evaluate" else {"seed": seed}), **own, **shared}  # an evaluation has its classifier's
     return Job(f"{dataset}/{what}/seed{seed}", task, changed, uses or {}, frozenset(tables))
 
 
 def _estimates(scale: Scale, dataset: str) -> Iterator[Job]:
-    """The runs that estimate a data set's Δx."""
+    """Yield the runs that estimate a data set's Δx."""
     tables = {"spheres": ("1", "3.2"), "squares": ("3.2",), "squares32": ("3.2",)}.get(dataset, ())
     for seed in range(scale.generators if dataset in ESTIMATE else scale.validated):
         if dataset in DIRECT:
@@ -163,7 +185,7 @@ def _estimates(scale: Scale, dataset: str) -> Iterator[Job]:
 
 
 def _measured_with(scale: Scale, dataset: str, task: str, seed: int) -> dict[str, str]:
-    """A classifier's estimates: `align` trains with its own, and every run is measured with another one."""
+    """Return a classifier's estimates of Δx: `align` trains with one, and every run is measured with another."""
     kind = ESTIMATE.get(dataset)
     if kind is None:
         return {}
@@ -175,7 +197,7 @@ def _measured_with(scale: Scale, dataset: str, task: str, seed: int) -> dict[str
 
 
 def _classifiers(scale: Scale, dataset: str) -> Iterator[Job]:
-    """Table 2's and S2's rows of a data set, their evaluations, and Table 3's series."""
+    """Yield a data set's rows of Tables 2 and S2, their evaluations, and the series of Table 3."""
     multiclass = ("S2",) if dataset in ("mnist", "cifar10") else ()
     for method in METHODS:
         for seed in range(scale.seeds.get(dataset, scale.seeds[""])):
@@ -195,58 +217,58 @@ def _classifiers(scale: Scale, dataset: str) -> Iterator[Job]:
 
 
 def plan(scale: Scale, datasets: Iterable[str] = (), table: str = "", generators: int = 0) -> list[Job]:
-    """All runs of a scale in an order in which each comes after those it needs.
+    """Return all runs of a scale, each after the runs it needs.
 
     Args:
       scale: one of SCALES.
-      datasets: only these, if any are named.
-      table: only what this table shows ("1", "2", "3", "3.2", "S2"), and what that needs.
-      generators: another number of estimates of Δx than the scale's.
+      datasets: the data sets; all of the scale's if empty.
+      table: the runs that this table shows ("1", "2", "3", "3.2", "S2") and the runs they need; all if empty.
+      generators: number of estimates of Δx; the scale's if 0.
 
     Raises:
-      ValueError: if a data set or a table is not the paper's, or one estimate were to train and measure alike.
+      ValueError: if there is no such data set or table, or if one estimate would both train and measure.
     """
     names = scale.datasets
     for name in datasets:
         if name not in names:
             raise ValueError(f"--only={name}: the data sets of this scale are {', '.join(names)}")
     if generators < 2 and generators != 0:
-        raise ValueError(f"--generators={generators}: one estimate of Δx trains, another one measures; give 2 or more")
+        raise ValueError(f"--generators={generators}: one estimate of Δx trains and another measures; give 2 or more")
     if generators:
         scale = scale._replace(generators=generators)
     chosen = [name for name in names if not datasets or name in datasets]
     jobs = [job for name in chosen for job in _estimates(scale, name)]
     jobs += [job for name in chosen if name in TABLE_2 for job in _classifiers(scale, name)]
     if table:
-        known = sorted({t for job in jobs for t in job.tables})
-        if table not in known:
-            raise ValueError(f"--table={table}: the tables with runs are {', '.join(known)}")
+        tables = sorted({t for job in jobs for t in job.tables})
+        if table not in tables:
+            raise ValueError(f"--table={table}: the tables with runs are {', '.join(tables)}")
         jobs = closure(jobs, [job.name for job in jobs if table in job.tables])
     return jobs
 
 
 def closure(jobs: list[Job], wanted: Iterable[str]) -> list[Job]:
-    """The wanted jobs and all that they need, in the plan's order."""
+    """Return the wanted jobs and all jobs they need, in the plan's order."""
     by_name = {job.name: job for job in jobs}
-    kept, open_ = set(), list(wanted)
-    while open_:
-        name = open_.pop()
+    kept, pending = set(), list(wanted)
+    while pending:
+        name = pending.pop()
         if name not in kept:
             kept.add(name)
-            open_ += by_name[name].needs
+            pending += by_name[name].needs
     return [job for job in jobs if job.name in kept]
 
 
 def stages(jobs: list[Job]) -> list[list[Job]]:
-    """The jobs in groups: those of one group need only jobs of earlier groups."""
+    """Return the jobs in stages: a job needs only jobs of earlier stages."""
     level: dict[str, int] = {}
-    for job in jobs:  # in order, so that what a job needs has its level already
+    for job in jobs:  # in the plan's order, so the jobs it needs have a level
         level[job.name] = 1 + max((level[name] for name in job.needs if name in level), default=-1)
     return [[job for job in jobs if level[job.name] == i] for i in range(max(level.values(), default=-1) + 1)]
 
 
 def configured(job: Job, scale: Scale):
-    """The job's config before its overrides, or None where there is no such data set or task yet."""
+    """Return the job's config without its overrides, or None if there is no such config or task."""
     try:
         return importlib.import_module(f"configs.{job.dataset}").get_config(job.task + scale.flag)
     except (ImportError, ValueError):
@@ -254,7 +276,7 @@ def configured(job: Job, scale: Scale):
 
 
 def command(job: Job, scale: Scale, root: str, extra: Iterable[str] = ()) -> list[str]:
-    """The job as a command line, without the interpreter."""
+    """Return the job's command line, without the interpreter."""
     values = {**job.overrides, **{key: f"{root}/{name}" for key, name in job.uses.items()}}
     return [
         *("-m", "gradalign_jax.main", f"--config={_CONFIGS}/{job.dataset}.py:{job.task}{scale.flag}"),

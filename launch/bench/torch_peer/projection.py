@@ -15,11 +15,11 @@ def project(
     latent: int = 128,
     frozen: bool = False,
 ) -> Tensor:
-    """Returns z [B, latent] for images [B, C, 32, 32] and classes [B].
+    """Return z `[B, latent]` for images `[B, C, 32, 32]` and classes `[B]`.
 
-    The authors' loop leaves `requires_grad` on in the generator, so that each step also computes its weights' gradients
-    and adds them up unread; `frozen` is the same loop without. Either estimates spectral norms anew in every pass. The
-    loss is the mean over the batch. They project to one class at a time, which here is the caller's choice of `label`.
+    The authors' loop leaves `requires_grad` on in the generator, so each step also computes and accumulates unused
+    gradients of the weights; `frozen` is the same loop without them. Both estimate spectral norms again in every pass.
+    The loss is the mean over the batch. The authors project to one class at a time: pass equal labels.
     """
     generator.eval().requires_grad_(not frozen)
     z = torch.zeros(len(image), latent, dtype=image.dtype, device=image.device)

@@ -1,7 +1,7 @@
-"""The evaluation's items of bench.py: CIFAR's classifier under PGD at one ε, and one query of Square Attack.
+"""The evaluation's items: CIFAR's classifier under PGD at one ε, and one query of Square Attack.
 
-Ours are the programs of gradalign_jax/evaluation.py without its data: the search at its precision, then the judgement
-in float32. No square fools the network, so that no search ends early.
+Ours are the programs of an evaluation without its data: the search at its precision, then the decision in float32. No
+square fools the network, so no search ends early.
 """
 
 from collections.abc import Callable
@@ -13,29 +13,30 @@ import numpy as np
 from gradalign_jax.attacks import pgd, square
 from gradalign_jax.evaluation import programs
 from gradalign_jax.ops import precision
-from launch import bench_items, bench_peers, bench_program
-from launch.bench_peers import to_torch, torch
-from launch.bench_program import Program
+from launch.bench import classifiers, peers
+from launch.bench import program as bench_program
+from launch.bench.peers import to_torch, torch
+from launch.bench.program import Program
 
 if torch:
-    from launch.torch_peer import square as peer_square
+    from launch.bench.torch_peer import square as peer_square
 
-SQUARE_EPSILON, FIRST = 0.03, 500  # early among 5,000 queries, when windows are large
+SQUARE_EPSILON, FIRST = 0.03, 500  # the first query: early among 5,000, when windows are large
 
 
 class Case:
-    """CIFAR's network and `count` images."""
+    """CIFAR's network and `count` images; `search` is the precision of the attacks."""
 
     def __init__(self, count: int, search: str, attack_steps: int = 40):
-        experiment = bench_items.EXPERIMENTS["cifar"]
+        experiment = classifiers.EXPERIMENTS["cifar"]
         self.experiment = experiment._replace(image_shape=(count, *experiment.image_shape[1:]))
-        self.variables, self.batch, _ = bench_items.inputs("cifar", self.experiment)
+        self.variables, self.batch, _ = classifiers.inputs("cifar", self.experiment)
         self.variables["params"]["fc"]["bias"][0] = 100.0  # class 0 wins by far
         self.label = np.zeros(count, np.int32)
         self.search, self.attack_steps = search, attack_steps
 
     def attacked(self) -> Program:
-        """PGD and the classes that its images are taken for."""
+        """Return PGD and the classes predicted for its images."""
         attack = pgd.make("linf", steps=self.attack_steps, loss=self.experiment.attack_loss)
 
         def program(variables, keys, image, label, epsilon, step_size):
@@ -49,7 +50,7 @@ class Case:
         return Program(program, (self.variables, keys, self.batch.image, self.batch.label, *sizes))
 
     def queried(self, queries: int) -> Program:
-        """Queries of Square Attack, and the judgement of the last iterate."""
+        """Return queries of Square Attack and the decision on the last iterate."""
         parts = square.parts(5000)
 
         def program(variables, keys, image, label, epsilon, state, first, last):
@@ -65,16 +66,16 @@ class Case:
         return Program(program, (self.variables, keys, image, self.label, epsilon, state, *span))
 
     def peer(self, column: str) -> tuple[Any, Any, Any]:
-        """PyTorch's network and images for a column."""
+        """Return PyTorch's network, images and labels for a column."""
         channels_last = column != "authors"
-        network = bench_peers.make_peer(self.experiment, self.variables, channels_last)
+        network = peers.make_peer(self.experiment, self.variables, channels_last)
         return network.eval(), to_torch(self.batch.image, channels_last), to_torch(self.batch.label).long()
 
     def attacked_peer(self, column: str) -> Callable[[], Any]:
-        """PyTorch's PGD and its classes."""
+        """Return PyTorch's PGD and prediction."""
         network, image, label = self.peer(column)
-        style = bench_peers.style_of(column)
-        attack = bench_peers.make_attack(style, network, self.experiment, self.attack_steps, column == "compiled")
+        style = peers.style_of(column)
+        attack = peers.make_attack(style, network, self.experiment, self.attack_steps, column == "compiled")
 
         def side():
             found = attack(image, label)
@@ -84,7 +85,7 @@ class Case:
         return side
 
     def queried_peer(self, column: str) -> Callable[[], Any]:
-        """PyTorch's query of Square Attack."""
+        """Return PyTorch's query of Square Attack."""
         network, image, _ = self.peer(column)
         label = to_torch(self.label).long()
         with bench_program.on_host():

@@ -1,7 +1,7 @@
-"""Programs of ours that bench.py compiles and times, and the arrays that they start from, made without a device.
+"""Our programs, as the bench compiles and times them, and their inputs, made without a device.
 
-On an accelerator every operation outside a program is a small program of its own, compiled first. So what a step starts
-from is drawn by NumPy, and programs are lowered from shapes.
+On an accelerator every operation outside a program is a small program of its own, compiled first. So inputs are drawn
+by NumPy, and programs are lowered from shapes.
 """
 
 import math
@@ -17,9 +17,12 @@ from gradalign_jax.types import Batch, Variables
 
 
 class Program(NamedTuple):
-    """What is to be compiled: a function and its arguments, arrays on the host.
+    """A function to compile, and its arguments.
 
-    carried: the function's first result is its next call's first argument, whose memory it may reuse.
+    Attributes:
+      fn: the function.
+      arguments: arrays on the host.
+      carried: whether the function's first result is its next call's first argument, whose memory it may reuse.
     """
 
     fn: Callable
@@ -27,13 +30,13 @@ class Program(NamedTuple):
     carried: bool = False
 
     def lower(self) -> jax.stages.Lowered:
-        """Lower for the present platform; products have float32 where no scope says otherwise, as in a run."""
+        """Lower for the current platform; products are float32 outside of precision scopes, as in a run."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.arguments)
         with jax.default_matmul_precision("highest"):
             return jax.jit(self.fn, donate_argnums=(0,) if self.carried else ()).lower(*shapes)
 
     def start(self, compiled: jax.stages.Compiled) -> Callable[[], Any]:
-        """Put the arguments on the device; the result makes one call, waits for it and returns what it made."""
+        """Put the arguments on the device and return a function that makes one call and waits for its result."""
         # Copies: a CPU's buffers may share memory with NumPy's arrays, and donated ones are written to.
         first, *rest = jax.tree.map(lambda x: jax.device_put(np.array(x)), self.arguments)
 
@@ -48,7 +51,7 @@ class Program(NamedTuple):
 
 
 def ready(program: Program) -> tuple[Callable[[], Any], float]:
-    """Compile a program; return what makes one call, and the seconds it took to trace and compile."""
+    """Compile a program; return a function that makes one call, and the seconds of tracing and compiling."""
     start = time.perf_counter()
     compiled = program.lower().compile()
     seconds = time.perf_counter() - start
@@ -58,8 +61,8 @@ def ready(program: Program) -> tuple[Callable[[], Any], float]:
 def repeated(step: Callable, state: Any, arguments: tuple, steps: int) -> Program:
     """Return `steps` training steps as one program, as a training run does them.
 
-    The memory of a program's temporaries is the system's again when it ends: a step on its own is slower on a CPU, by
-    half for a convolutional network, for the pages that it has to be given anew.
+    On a CPU the memory of temporaries returns to the system at the end of a program, and new pages are slow: a
+    convolutional network's step alone in a program takes half as long again.
     """
 
     def many(state, *arguments):
@@ -69,14 +72,14 @@ def repeated(step: Callable, state: Any, arguments: tuple, steps: int) -> Progra
 
 
 def draw(init: Callable[[jax.Array], Variables], seed: int = 0) -> Variables:
-    """Return variables of the shapes that `init` gives, on the host."""
+    """Return random variables in the shapes that `init` returns, on the host."""
     rng = np.random.default_rng(seed)
 
     def one(path, leaf):
         name = path[-1].key
         if name == "kernel":
-            bound = math.prod(leaf.shape[:-1]) ** -0.5
-            return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
+            limit = math.prod(leaf.shape[:-1]) ** -0.5
+            return rng.uniform(-limit, limit, leaf.shape).astype(np.float32)
         if name == "u":
             return rng.normal(size=leaf.shape).astype(np.float32)
         return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
@@ -85,12 +88,12 @@ def draw(init: Callable[[jax.Array], Variables], seed: int = 0) -> Variables:
 
 
 def zeros(fn: Callable, *arguments: Any) -> Any:
-    """Return zeros on the host in the shapes of fn(*arguments): an optimiser's first state."""
+    """Return zeros on the host in the shapes of fn(*arguments), such as an optimizer's first state."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fn, *arguments))
 
 
 def on_host() -> AbstractContextManager:
-    """Return a context in which operations outside programs run on the CPU, if JAX was not told to leave it out."""
+    """Return a context in which operations outside of programs run on the CPU, if JAX has that backend."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -103,5 +106,5 @@ def keys(count: int) -> np.ndarray:
 
 
 def batch_of(image: np.ndarray, label: np.ndarray) -> Batch:
-    """Return a batch on the host, of images that know their places."""
+    """Return a batch on the host, with consecutive indices."""
     return Batch(image.astype(np.float32), label.astype(np.int32), np.arange(len(label), dtype=np.int32))

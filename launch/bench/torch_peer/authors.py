@@ -1,10 +1,10 @@
-"""Training steps with the work the authors' PyTorch loops do, written from a description of that code.
+"""Training steps with the work of the authors' PyTorch loops, written from a description of that code.
 
-What they do beyond the method itself, kept here on purpose: K separate backward passes that record a graph
-in every step of a multi-class run, 4 further full gradients for the alignment metrics, metrics in a Python
-loop over the images with `.item()`, an attack whose noise comes from numpy and that clears the parameters'
-gradients twice per iteration, an optimiser that is not fused. A model with one output (scores `[B]`) takes
-the binary path; there Δx and cosines are computed again image by image for the log, in alignment runs alone.
+Their work beyond the method itself is kept on purpose: K separate backward passes that record a graph in every step of
+a multi-class run; 4 more full gradients for the alignment metrics; metrics in a Python loop over images with `.item()`;
+an attack that draws its noise with NumPy and clears the parameters' gradients twice per iteration; an optimizer that is
+not fused. A model with one output (scores `[B]`) takes the binary path; in alignment runs that one computes Δx and
+cosines again for the log, image by image.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ DeltaX = Callable[[Tensor, Tensor, Tensor], Tensor]  # (image, label, target) ->
 
 
 def optimizer(model: nn.Module, name: str, **settings) -> torch.optim.Optimizer:
-    """Adam or SGD as PyTorch makes it by default."""
+    """Return Adam or SGD with PyTorch's defaults."""
     return {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[name](model.parameters(), **settings)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of each pair of rows; 1e-15 away from zero in every entry."""
+    """Return the cosine of each pair of rows, with every entry moved 1e-15 away from zero."""
 
     def flat(v):
         sign = torch.where(v < 0, -1.0, 1.0).to(v.dtype)
@@ -35,7 +35,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
-    """Input gradients of all K logits `[B, K, ...]`: K backward passes, each recording an unread graph."""
+    """Return the input gradients of all K logits `[B, K, ...]`: K backward passes, each recording an unused graph."""
     rows = []
     for k in range(logits.shape[1]):
         rows += torch.autograd.grad(logits[:, k].sum(), image, create_graph=True, retain_graph=True)
@@ -43,7 +43,7 @@ def input_jacobian(logits: Tensor, image: Tensor) -> Tensor:
 
 
 def closest_class(logits: Tensor, jacobian: Tensor, reference: Tensor) -> Tensor:
-    """The class with the closest linearised boundary to `reference`, by signed distance."""
+    """Return the class with the closest linearized boundary to `reference`, by signed distance."""
     rows = torch.arange(len(logits), device=logits.device)
     difference = (jacobian[rows, reference][:, None] - jacobian).flatten(2).norm(dim=2)
     distance = (logits[rows, reference][:, None] - logits) / difference
@@ -54,7 +54,7 @@ def closest_class(logits: Tensor, jacobian: Tensor, reference: Tensor) -> Tensor
 def make_attack(
     model: nn.Module, loss: str, epsilon: float, step_size: float, steps: int = 40, bounds=(-1.0, 1.0)
 ) -> Attack:
-    """PGD in L∞ with a random start; loss "cross_entropy", or "margin" for a model with one score."""
+    """Build PGD in L∞ with a random start; loss "cross_entropy", or "margin" for a model with one score."""
 
     def objective(output, label):
         if loss == "margin":
@@ -90,7 +90,7 @@ def make_step(
     weight: float = 0.0,
     attack: Attack | None = None,
 ) -> Callable[..., dict[str, float]]:
-    """Builds `step(image, label, start=None) -> metrics` for "baseline", "align" (λ_α = weight) or "pgd"."""
+    """Build `step(image, label, start=None) -> metrics` for "baseline", "align" (λ_α = weight) or "pgd"."""
 
     def step(image: Tensor, label: Tensor, start: Tensor | None = None) -> dict[str, float]:
         if method == "pgd":
@@ -113,7 +113,7 @@ def _binary_loss(score: Tensor, image: Tensor, label: Tensor, delta_x, weight: f
     if weight is not None:
         (gradient,) = torch.autograd.grad(loss, image, create_graph=True)
         loss = loss - weight * cosine(gradient, delta_x(image, label, 1 - label).detach()).mean()
-        # For the log, Δx and the cosine once more, image by image.
+        # For the log: Δx and the cosine again, image by image.
         alignment = []
         for i in range(len(label)):
             one = slice(i, i + 1)
@@ -136,14 +136,14 @@ def _multiclass_loss(logits: Tensor, image: Tensor, label: Tensor, delta_x, weig
 
 
 def _class_gradient(logits: Tensor, image: Tensor, plus: Tensor, minus: Tensor | None = None) -> Tensor:
-    """Input gradient of Σ (logit_plus - logit_minus), with a graph."""
+    """Return the input gradient of Σ (logit_plus - logit_minus), with a graph."""
     rows = torch.arange(len(logits), device=logits.device)
     value = logits[rows, plus] - (logits[rows, minus] if minus is not None else 0)
     return torch.autograd.grad(value.sum(), image, create_graph=True, retain_graph=True)[0]
 
 
 def _alignment_metrics(logits, image, label, target, jacobian, delta_x) -> dict[str, float]:
-    """All eight alignments of the batch: 4 further gradients, then 8 cosines for each image on its own."""
+    """Return all eight alignments of the batch: 4 more gradients, then 8 cosines for each image separately."""
     predicted = logits.argmax(1)
     closest = closest_class(logits.detach(), jacobian, predicted)
     gradients = {

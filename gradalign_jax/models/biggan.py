@@ -78,9 +78,9 @@ class _GeneratorBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array, train: bool) -> Array:
-        h = relu(self.norm(name="norm1")(x, label, train))
+        h = nn.relu(self.norm(name="norm1")(x, label, train))
         h = self.conv(name="conv1", form=double_then_conv)(h, train)
-        h = relu(self.norm(name="norm2")(h, label, train))
+        h = nn.relu(self.norm(name="norm2")(h, label, train))
         h = self.conv(name="conv2")(h, train)
         # A 1x1 convolution of equal pixels gives equal pixels: before the doubling it is a quarter of the work.
         return h + double(self.conv(size=1, name="shortcut")(x, train))
@@ -106,7 +106,7 @@ class _GeneratorNetwork(nn.Module):
         x = _as_activations(x.reshape(-1, _BOTTOM, _BOTTOM, self.width), self.dtype)
         for level in range(_LEVELS):
             x = _GeneratorBlock(norm, conv, name=f"block{level}")(x, label, train)
-        x = relu(BatchNorm(axis_name=self.axis_name, name="norm")(x, train))
+        x = nn.relu(BatchNorm(axis_name=self.axis_name, name="norm")(x, train))
         x = SpectralConv(self.channels, self.dtype, name="conv")(x, train)
         return jnp.tanh(x.astype(z.dtype))
 

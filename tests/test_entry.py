@@ -37,7 +37,7 @@ def typed(*arguments, timeout=100):
         (["--config.validate.epsilons=('a',)"], "config.validate.epsilons=('a',) must be"),
         (["--config.validate.first_epoch=9"], "config.validate.first_epoch=9"),
         (["--config.devices=4"], "no multiple of config.devices=4"),
-        (["--config=configs/mnist.py:align"], "no exact Δx is known for mnist"),
+        (["--config=configs/mnist.py:align"], "mnist has no exact Δx"),
         (["--config=configs/mnist.py:pgd", "--config.model.pretrained=nowhere"], "no such file"),
         (["--config.task=classify"], "config.task='classify' must be one of classifier"),
         (["--config=configs/spheres.py:evaluate"], "config.classifier is not given"),

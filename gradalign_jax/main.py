@@ -121,10 +121,7 @@ def _set_up_jax() -> None:
     from gradalign_jax.data import cache
 
     if not jax.config.jax_compilation_cache_dir:  # programs compiled once are read by the next start
-        try:
-            jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
-        except RuntimeError:
-            logging.warning("no home directory: programs are compiled anew; $XDG_CACHE_HOME names a place to keep them")
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Reported numbers; searches and training choose for themselves (config.precision).

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from gradalign_jax import config_keys
 from gradalign_jax.errors import RunError
-from gradalign_jax.storage import keys, weights
+from gradalign_jax.storage import weights
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
 from gradalign_jax.storage.records import seal, unseal
 
@@ -97,9 +98,9 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> Store:
         write_atomically(folder / "identity.json", json.dumps(seal(identity), indent=1, sort_keys=True))
     remove_temporary_files(folder)
     found = find(folder)
-    changed = keys.changes(found.identity, identity)
+    changed = config_keys.changes(found.identity, identity)
     if changed:
-        raise RunError(f"{folder} was made with another {keys.described(changed)}: choose another --workdir")
+        raise RunError(f"{folder} was made with another {config_keys.described(changed)}: choose another --workdir")
     return found
 
 

@@ -26,9 +26,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from gradalign_jax import stopping
+from gradalign_jax import config_keys, stopping
 from gradalign_jax.errors import RunError
-from gradalign_jax.storage import keys
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
 from gradalign_jax.storage.records import seal, unseal
 
@@ -65,7 +64,7 @@ class Workdir:
 
     Raises:
       RunError: if the directory cannot be written, belongs to another config, or has a live writer. A finished run
-        need not be writable, and may lack keys that did not exist when it was made.
+        need not be writable, and its config may lack keys that are newer.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -110,7 +109,7 @@ class Workdir:
                 raise
             logging.warning("%s", error)
             before = None
-        changed = {} if before is None else keys.changes(before, config, FREE_KEYS)
+        changed = {} if before is None else config_keys.changes(before, config, FREE_KEYS)
         if finished:
             unknown = {key for key, (old, new) in changed.items() if old is None or new is None}
             if unknown:
@@ -118,7 +117,7 @@ class Workdir:
             changed = {key: values for key, values in changed.items() if key not in unknown}
         if changed:
             raise RunError(
-                f"{self.path} holds a run with another config: {keys.described(changed)}; "
+                f"{self.path} holds a run with another config: {config_keys.described(changed)}; "
                 "type that run's command again, or choose another --workdir"
             )
         if not finished and before != config:

@@ -1,4 +1,4 @@
-"""Dotted names of the keys in nested configs, and how two configs differ. Imports no JAX."""
+"""Configs as flat mappings from dotted keys, and how two configs differ; needs no JAX."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ BEFORE = {
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings by their dotted names."""
+    """Yield the leaves of nested mappings with their dotted keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

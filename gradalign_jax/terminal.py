@@ -34,7 +34,9 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
     """Return a bar on standard error: redrawn in a terminal, a line a minute elsewhere.
 
-    options: tqdm's.
+    Args:
+      iterable: as for tqdm.
+      options: as for tqdm.
     """
     if sys.stderr.isatty():
         return tqdm(iterable, file=sys.stderr, dynamic_ncols=True, **options)

@@ -216,7 +216,7 @@ def test_torn_lines_and_files_cost_nothing_else(tmp_path):
     workdir.point(measure="a", epsilon=0.2, value=2)
     workdir.point(measure="a", epsilon=0.3, value=[3, 4])
     file = tmp_path / "evaluation.jsonl"
-    file.write_text(file.read_text().replace("[3, 4]", "[3, 5]"))  # damaged: measured anew
+    file.write_text(file.read_text().replace("[3, 4]", "[3, 5]"))  # damaged: measured again
     assert [point["value"] for point in workdir.points()] == [1, 2]
     workdir.close()
     (tmp_path / "config.json").write_text('{"seed"')

@@ -13,7 +13,7 @@ def spelled(text, encoding, monkeypatch):
         patch.setattr(sys, "stderr", io.StringIO())
         terminal.spell_symbols()
         print(text, end="", flush=True)
-    return content.getvalue().decode(encoding)
+        return content.getvalue().decode(encoding)
 
 
 def test_symbols_are_spelled_where_the_terminal_lacks_them(monkeypatch):

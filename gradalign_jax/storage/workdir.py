@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class Workdir:
         folder, manifest = self.checkpoints / str(step), self.checkpoints / f"{step}.json"
         manifest.unlink(missing_ok=True)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder, jax.tree.map(np.asarray, tree), force=True)
             record = {"seconds": self.seconds(), "files": _hashes(folder)} | (
                 {"epoch_open": True} if epoch_open else {}
@@ -226,7 +227,9 @@ class Workdir:
     def open_metrics(self, step: int, epoch_open: bool = False) -> None:
         """Drop the metrics after `step`, whose work a kill undid, and open for more.
 
-        epoch_open: drop those of the epoch that ends at `step` too.
+        Args:
+          step: the last one that counts.
+          epoch_open: whether the epoch that ends at `step` is still to be validated; drops its validation too.
         """
         from tensorboardX import SummaryWriter
 
@@ -332,6 +335,17 @@ def _older_metrics(line: Any) -> dict[str, Any] | None:
     """Return a line of metrics written before lines had digests; None for anything else."""
     numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
     return line if numbers and isinstance(line.get("step"), int) else None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Orbax from logging the traceback of each of its threads: what it raises is reported in one line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _cause(error: Exception) -> str:

@@ -117,6 +117,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.square_images = 0  # the first so many of those; 0: all
     config.evaluate.cw_images = 0  # the first so many that Carlini-Wagner attacks too (Figure 7); 0: none
     config.evaluate.cw_iterations = 10_000  # of each of its 9 descents, at most
+    config.evaluate.cw_learning_rate = 0.02  # of its Adam; must be small beside the distances
     config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; the paper takes another one than training's
     config.evaluate.store = ""
     config.evaluate.same_generator = False  # allow the one that trained

@@ -86,7 +86,7 @@ class Subject(NamedTuple):
 
     def evaluation(self, split: data.Split, stream: int, norms: tuple[str, ...], block: int = 0) -> Evaluation:
         """Measurements on a split; `block` images at a time (0: `self.block`)."""
-        queries = self.config.evaluate.square_queries
+        section = self.config.evaluate
         return Evaluation(
             self.classifier,
             split,
@@ -96,8 +96,10 @@ class Subject(NamedTuple):
             attacks={f"pgd_{norm}": self.attack(norm) for norm in norms},
             delta_x=self.measuring,
             loss=self.config.attack.loss,
-            black_box=square.parts(queries, bounds=self.bounds) if queries else None,
-            nearest=cw.make(iterations=self.config.evaluate.cw_iterations, bounds=self.bounds),
+            black_box=square.parts(section.square_queries, bounds=self.bounds) if section.square_queries else None,
+            nearest=cw.make(
+                iterations=section.cw_iterations, learning_rate=section.cw_learning_rate, bounds=self.bounds
+            ),
             search=self.config.precision.evaluation,
             queries=self.config.precision.square,
         )

@@ -123,6 +123,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.square_images = 0  # number of test images for Square Attack (0 = all)
     config.evaluate.cw_images = 0  # number of test images for Carlini-Wagner (Figure 7; 0 = none)
     config.evaluate.cw_iterations = 10_000  # maximum of each of its 9 descents
+    config.evaluate.cw_learning_rate = 0.02  # of its Adam; must be small beside the distances
     config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; in the paper not the one that trains
     config.evaluate.store = ""
     config.evaluate.same_generator = False  # allow the generator or store that trained

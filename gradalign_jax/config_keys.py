@@ -9,6 +9,7 @@ BEFORE = {
     **dict.fromkeys(("evaluate.square_queries", "evaluate.square_images", "evaluate.cw_images"), 0),
     "evaluate.same_generator": False,
     "evaluate.cw_iterations": 10_000,
+    "evaluate.cw_learning_rate": 0.02,
     **{f"precision.{part}": "float32" for part in ("training", "attack", "evaluation", "square", "projection")},
 }
 

@@ -56,6 +56,7 @@ _TEST = {
     "evaluate.square_images": _ZERO_OR_MORE,
     "evaluate.cw_images": _ZERO_OR_MORE,
     "evaluate.cw_iterations": _COUNT,
+    "evaluate.cw_learning_rate": _POSITIVE,
 }
 _TRAINING = {
     "optimizer.learning_rate": _POSITIVE,

@@ -99,7 +99,7 @@ class Subject(NamedTuple):
             section.linf_epsilons,
             white,
             black if section.square_queries else None,
-            CW(section.cw_images, section.cw_iterations) if section.cw_images else None,
+            CW(section.cw_images, section.cw_iterations, section.cw_learning_rate) if section.cw_images else None,
             self.bounds,
         )
 

@@ -124,7 +124,12 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.cw_images = 0  # number of test images for Carlini-Wagner (Figure 7; 0 = none)
     config.evaluate.cw_iterations = 10_000  # maximum of each of its 9 descents
     config.evaluate.cw_learning_rate = 0.02  # of its Adam; must be small beside the distances
-    config.evaluate.generator = ""  # as in delta_x, for ᾱ_Δx; in the paper not the one that trains
+    config.evaluate.suite = "paper"  # autoattack | malt: also a standard sequence of stronger attacks
+    config.evaluate.norm = "linf"  # of the suite's attacks: linf | l2
+    config.evaluate.suite_steps = 100  # gradient steps of each of them
+    config.evaluate.suite_queries = 5000  # of its Square Attack
+    config.evaluate.delta_x = ""  # as delta_x.name, for ᾱ_Δx
+    config.evaluate.generator = ""  # as delta_x.generator, for ᾱ_Δx; in the paper not the one that trains
     config.evaluate.store = ""
     config.evaluate.same_generator = False  # allow the generator or store that trained
     return config
@@ -153,7 +158,8 @@ def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigD
     config.align = ConfigDict()  # of method align
     config.align.weight = 0.1  # λ_α (Eq. 9)
 
-    config.delta_x = ConfigDict()  # Δx of method align; both "": the exact one
+    config.delta_x = ConfigDict()  # Δx of method align
+    config.delta_x.name = ""  # a file of gradalign_jax/deltax; "": of the directory given below, else the exact one
     config.delta_x.generator = ""  # directory of a finished vrgan run
     config.delta_x.store = ""  # directory of a finished project run
 

@@ -125,8 +125,8 @@ def test_memory_does_not_grow_with_the_data_beyond_the_images():
         dataset = data.Dataset("drawn", 2, (32, 32, 1), {"train": split})
         source = batches.source(config, dataset, size // 10, jax.random.key(1))
         chunk = jax.jit(training.make_chunk(step, source, 4, 10))
-        settings = {"epsilon": np.float32(0.1), "step_size": np.float32(0.05)}
-        memory = chunk.lower(state, split, jax.random.key(2), settings).compile().memory_analysis()
+        inputs = training.StepInputs(epsilon=np.float32(0.1), step_size=np.float32(0.05))
+        memory = chunk.lower(state, split, jax.random.key(2), inputs).compile().memory_analysis()
         needed[size] = memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert needed[4000] - needed[1000] < 64 * 3000  # an image as float32 has 4096 bytes
 
@@ -347,9 +347,9 @@ def test_no_input_gradient_of_clean_images_but_in_align():
     model = Classifier(lambda key: {"params": jnp.ones((7, 5)), "batch_stats": {}}, apply)
     optimizer = optax.sgd(0.1)
     batch = Batch(jnp.ones((3, 7)), jnp.zeros(3, int), jnp.arange(3))
-    settings = {"epsilon": 0.1, "step_size": 0.1}
+    inputs = training.StepInputs(epsilon=0.1, step_size=0.1)
     for method, expected in (("baseline", 1), ("pgd", 2)):
         step = training.make_step(model, optimizer, method, attack=pgd.make())
         passes.clear()
-        jax.jit(step)(training.create_state(model, optimizer, None), batch, jax.random.key(0), settings)
+        jax.jit(step)(training.create_state(model, optimizer, None), batch, jax.random.key(0), inputs)
         assert len(passes) == expected

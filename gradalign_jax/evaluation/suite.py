@@ -109,8 +109,12 @@ def nearest_classes(logits_fn: Callable, image: Array, label: Array, count: int,
     A class's distance is (logit_y - logit_k) / |∇(logit_y - logit_k)|, in the dual of the attack's norm: L1 for L∞.
     """
     logits, jacobian = alignment.input_jacobian(logits_fn, image)
-    _, distance = alignment.closest_class(logits, jacobian, label, norm={"linf": "l1", "l2": "l2"}[norm])
-    return jax.lax.top_k(-distance, count)[1]
+    rows, flat = jnp.arange(len(image)), jacobian.reshape(*logits.shape, -1)
+    difference = flat[rows, label][:, None] - flat
+    size = jnp.abs(difference).sum(-1) if norm == "linf" else jnp.linalg.norm(difference, axis=-1)
+    gap = logits[rows, label][:, None] - logits
+    distance = jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), jnp.finfo(gap.dtype).max)
+    return jax.lax.top_k(jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), -jnp.inf, -distance), count)[1]
 
 
 def _gradient_stage(evaluation: Evaluation, suite: Suite, name: str, search: Callable, block: int) -> Stage:

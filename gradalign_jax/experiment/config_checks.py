@@ -2,11 +2,14 @@
 
 import math
 import os
+import pkgutil
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from gradalign_jax import deltax
 
 _POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
 _COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
@@ -55,6 +58,10 @@ _TEST = {
     "evaluate.square_queries": ("must lie in 0 to 200000", lambda v: 0 <= v <= 200_000),
     "evaluate.square_images": _ZERO_OR_MORE,
     "evaluate.cw_images": _ZERO_OR_MORE,
+    "evaluate.suite": _one_of("paper", "autoattack", "malt"),
+    "evaluate.norm": _one_of("linf", "l2"),
+    "evaluate.suite_steps": _COUNT,
+    "evaluate.suite_queries": _COUNT,
     "evaluate.cw_iterations": _COUNT,
     "evaluate.cw_learning_rate": _POSITIVE,
 }
@@ -165,8 +172,22 @@ def _check_devices(config: ConfigDict) -> None:
         )
 
 
+def _estimators() -> list[str]:
+    """Return the names of the Δx estimators: the files of gradalign_jax/deltax."""
+    return sorted(module.name for module in pkgutil.iter_modules(deltax.__path__))
+
+
 def _check_source(name: str, section: ConfigDict) -> None:
-    """Refuse a Δx with two sources or with a missing one."""
+    """Refuse a Δx with two sources, with a missing one, or by an unknown name."""
+    key = "name" if "name" in section else "delta_x"
+    estimator = section[key]
+    if estimator and estimator not in _estimators():
+        raise ValueError(f"config.{name}.{key}={estimator!r} must be one of {', '.join(_estimators())}")
+    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
+        if estimator == makes and not section[kind]:
+            raise ValueError(f"config.{name}.{key}={estimator!r} needs config.{name}.{kind}=DIR of a finished run")
+        if estimator not in ("", makes) and section[kind]:
+            raise ValueError(f"config.{name}.{key}={estimator!r} and config.{name}.{kind} are both given: give one")
     if section.generator and section.store:
         raise ValueError(f"config.{name}.generator and config.{name}.store are both given: give one source of Δx")
     for kind in ("generator", "store"):
@@ -197,10 +218,12 @@ def _check_estimates(config: ConfigDict) -> None:
     _check_source("evaluate", config.evaluate)
     if config.method != "align":
         return
-    if not (config.delta_x.generator or config.delta_x.store or config.data.name in EXACT_DELTA_X):
+    source = config.delta_x
+    named = source.name not in ("", "exact")
+    if not (named or source.generator or source.store or config.data.name in EXACT_DELTA_X):
         raise ValueError(
-            f"{config.data.name} has no exact Δx: give config.delta_x.generator=DIR of a vrgan run or "
-            f"config.delta_x.store=DIR of a project run ({', '.join(EXACT_DELTA_X)} need none)"
+            f"{config.data.name} has no exact Δx: give config.delta_x.generator=DIR of a vrgan run, "
+            f"config.delta_x.store=DIR of a project run ({', '.join(EXACT_DELTA_X)} need none), or config.delta_x.name"
         )
     check_measuring(config.delta_x, config.evaluate)
 

@@ -16,28 +16,28 @@ def make_chunk(
     batch_size: int,
     share: Callable[[Array], Array] = lambda rows: rows,
 ) -> Callable:
-    """Builds `chunk(state, data, key, settings) -> (state, metrics [length])`: `length` steps as one program.
+    """Build `chunk(state, data, key, inputs) -> (state, metrics [length])`: `length` steps as one program.
 
     Args:
       step: as `make_step` builds it.
-      source: (data, first step) -> at, called once a chunk; at(key, slots `[b]`, step) -> Batch: the examples in
-        those slots of that step's batch, `key` being that step's.
-      length: number of steps; the chunk starts wherever `state.step` stands.
+      source: (data, first step) -> at, called once per chunk; at(key, slots `[b]`, step) returns the Batch of those
+        slots of the step's whole batch, with the step's key.
+      length: number of steps; the chunk starts at `state.step`.
       batch_size: slots of a whole batch, over all devices.
       share: this device's slots out of all.
 
-    The keys of a slot are those of (key, step, slot), so a resumed run equals an uninterrupted one.
+    A slot's keys derive from (key, step, slot), so a resumed run equals an uninterrupted one.
     """
     slots = jnp.arange(batch_size)
 
-    def chunk(state: Any, data: Any, key: Array, settings: dict[str, Array]):
+    def chunk(state: Any, data: Any, key: Array, inputs: Any):
         mine = share(slots)
         at = source(data, state.step)
 
         def body(state, _):
             data_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
             keys = jax.vmap(lambda slot: jax.random.fold_in(attack_key, slot))(mine)
-            return step(state, at(data_key, mine, state.step), keys, settings)
+            return step(state, at(data_key, mine, state.step), keys, inputs)
 
         return jax.lax.scan(body, state, length=length)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from gradalign_jax import alignment, training
 from gradalign_jax.attacks import pgd
@@ -147,26 +148,21 @@ def our_program(
     def jacobian(variables, image):
         return alignment.input_jacobian(lambda x: classifier.apply(variables, x)[0], image)
 
-    def step(state, batch, keys, settings, destinations):
-        def delta_x(image, label, target, index):
-            if destinations is None:
-                return image * jnp.where(label == 0, 0.3, -0.3 / 1.3)[:, None]
-            return destinations[index, target] - image
-
-        attack = pgd.make("linf", steps=attack_steps, loss=experiment.attack_loss)
-        options = {"delta_x": delta_x, "attack": attack}
-        precisions = {"attack_precision": attack_precision, "training_precision": TRAINING}
-        update = training.make_step(classifier, optimizer, METHODS[method], **options, **precisions)
-        return update(state, batch, keys, settings)
+    def delta_x(destinations, image, label, target, index):
+        if destinations is None:
+            return image * jnp.where(label == 0, 0.3, -0.3 / 1.3)[:, None]
+        return destinations[index, target] - image
 
     if method == "jacobian":
         return Program(jacobian, (variables, batch.image))
     moments = bench_program.zeros(optimizer.init, variables["params"])
     state = training.TrainState(variables, moments, np.zeros((), np.int32))
-    settings = {"weight": experiment.weight, "epsilon": experiment.epsilon, "step_size": experiment.step_size}
-    settings = {name: np.float32(value) for name, value in settings.items()}
-    destinations = destinations if method == "align" else None
-    rest = batch, bench_program.keys(len(batch.label)), settings, destinations
+    attack = pgd.make("linf", steps=attack_steps, loss=experiment.attack_loss)
+    precisions = {"attack_precision": attack_precision, "training_precision": TRAINING}
+    step = training.make_step(classifier, optimizer, METHODS[method], attack=attack, **precisions)
+    sizes = {name: np.float32(getattr(experiment, name)) for name in ("weight", "epsilon", "step_size")}
+    inputs = training.StepInputs(**sizes, delta_x=Partial(delta_x, destinations if method == "align" else None))
+    rest = batch, bench_program.keys(len(batch.label)), inputs
     return bench_program.repeated(step, state, rest, steps)
 
 

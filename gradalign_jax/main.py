@@ -29,7 +29,9 @@ from gradalign_jax.experiment import config_checks
 # Not the flag's own default: that one is loaded while the flag is defined, where no error can be explained.
 _DEFAULT = "configs/spheres.py:align,smoke"
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, f"config file, and after a colon task[,flag]; default {_DEFAULT}"
+    "config",
+    None,
+    f"config file, and after a colon task[,flag]; configs/... not found here is the installed one; default {_DEFAULT}",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the run; default: runs/ and the config's name, or CLASSIFIER_evaluate"
@@ -72,11 +74,23 @@ def _fail(message: str, status: int = 2) -> None:
 def _make_importable(config_file: str) -> None:
     """Let a config import its neighbors, wherever the command is typed and whatever else is called `configs`."""
     folder = Path(config_file).absolute().parent
-    sys.path.append(str(folder.parent))
     if folder.name == "configs":
         package = types.ModuleType("configs")
         package.__path__ = [str(folder)]
         sys.modules["configs"] = package
+    else:
+        sys.path.append(str(folder.parent))
+
+
+def _locate(argument: str) -> str:
+    """Return a --config argument with the installed copy of its file, if `configs/...` does not exist from here."""
+    option, equals, value = argument.partition("=")
+    path, colon, task = value.partition(":")
+    if option not in ("--config", "-config") or not path.startswith("configs/") or os.path.exists(path):
+        return argument
+    package = Path(__file__).resolve().parent  # configs/ lies inside an installed package, and beside a checkout's
+    found = next((str(root / path) for root in (package, package.parent) if (root / path).is_file()), path)
+    return f"{option}{equals}{found}{colon}{task}"
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -84,6 +98,7 @@ def _parse(argv: list[str]) -> list[str]:
     terminal.spell_symbols()
     if not any(re.match("--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
+    argv = [_locate(argument) for argument in argv]
     argv = [re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in argv]
     if {"-h", "-help", "--help"} & set(argv):  # absl's own answer exits with 1
         app.usage(shorthelp=True, writeto_stdout=True)

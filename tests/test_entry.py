@@ -82,6 +82,18 @@ def test_another_package_called_configs_is_no_obstacle(tmp_path):
     assert "did you mean 'pgd'" in answer.stderr, answer.stderr
 
 
+def test_configs_are_found_outside_a_checkout(tmp_path):
+    """Those of the installed package, unless the current directory has its own."""
+    command = [sys.executable, "-m", "gradalign_jax.main", "--config=configs/spheres.py:pdg"]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60, "check": False}
+    answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
+    assert "did you mean 'pgd'" in answer.stderr
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "spheres.py").write_text("def get_config(argument):\n    raise ValueError('my own')\n")
+    answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
+    assert answer.stderr == "gradalign_jax: my own\n"
+
+
 def test_help_is_at_once_and_shows_a_command():
     started = time.monotonic()
     answer = typed("--help")

@@ -123,9 +123,10 @@ def evaluate(
     if delta_x is not None:
         arguments.check_delta_x(delta_x, images)
     pgd, square, cw = arguments.earlier_keywords(keywords, pgd, square, cw)
+    chosen = None
     if suite != "paper":
-        suite = suite if isinstance(suite, Suite) else Suite(suite, norm)
-        pgd, square = None, Square(suite.queries, norm=suite.norm, precision=suite.precision)
+        chosen = suite if isinstance(suite, Suite) else Suite(suite, norm)
+        pgd, square = None, Square(chosen.queries, norm=chosen.norm, precision=chosen.precision)
     epsilons = arguments.grid("epsilons", epsilons)
     attacks = Attacks(epsilons, arguments.resolve_pgd(pgd, epsilons, images.shape[1:]), square, cw, bounds)
     arguments.check_attacks(attacks)
@@ -136,7 +137,7 @@ def evaluate(
         np.asarray(images, np.float32), np.asarray(labels, np.int32), arguments.places(index, len(labels))
     )
     plan = schedule.plan(attacks)
-    if suite != "paper":
+    if chosen:
         plan = plan._replace(square_queries=0)  # the suite makes it, on the survivors
     on = parallel.devices(0, 0)
     evaluation = build(
@@ -149,7 +150,7 @@ def evaluate(
         delta_x=delta_x and Estimate(Partial(delta_x), {}),
         block_key="block",
     )
-    stages = [] if suite == "paper" else suites.stages(evaluation, suite, classes, bounds)
+    stages = suites.stages(evaluation, chosen, classes, bounds) if chosen else []
     nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     with contextlib.ExitStack() as stack:
         # As in runs from a config: reported numbers come from float32 products, which accelerators shorten by default.
@@ -158,7 +159,9 @@ def evaluate(
         options = {}
         if workdir is not None:
             steps = attacks.pgd.steps if attacks.pgd else 40
-            kept = Workdir(workdir, _identity(split, (plan, steps, bounds, block, seed, *_not_default(cw, suite))))
+            kept = Workdir(
+                workdir, _identity(split, (plan, steps, bounds, block, seed, *_not_default(cw, chosen or suite)))
+            )
             stack.callback(kept.close)
             value = kept.remembered()
             _check_same(logits, value, workdir)
@@ -166,10 +169,10 @@ def evaluate(
         values = schedule.measure(evaluation, nothing, plan, **options)
         result = results.summarize(values, split, plan)
         result["warnings"] += model_checks.collect(logits_fn, jnp.asarray(split.image[:block]))
-        if stages:
+        if chosen:
             wrong = values["clean", None]["predicted"] != split.label
             outcome = suites.run(stages, nothing, epsilons, wrong, len(on), **options)
-            suites.add(result, stages, suite.norm, epsilons, outcome)
+            suites.add(result, stages, chosen.norm, epsilons, outcome)
     return result | {"classes": classes, "images": len(labels)}
 
 

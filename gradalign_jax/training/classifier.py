@@ -90,6 +90,7 @@ def make_step(
             logits, statistics = apply(batch.image)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
         if method == "align":
+            assert inputs.weight is not None
             loss -= inputs.weight * metrics["alignment"]
         metrics |= {"loss": loss, "error": jnp.mean(jnp.argmax(logits, -1) != batch.label)}
         return loss, (metrics, statistics)
@@ -100,6 +101,8 @@ def make_step(
         variables = state.variables
         if method == "pgd":
             assert attack is not None  # checked above
+            assert inputs.epsilon is not None
+            assert inputs.step_size is not None
             with precision.scope(attack_precision):
                 logits_fn = classifier.searched(variables, precision.factors(attack_precision))
                 radius = inputs.epsilon, inputs.step_size

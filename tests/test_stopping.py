@@ -24,6 +24,7 @@ def listening(monkeypatch):
     before = {number: signal.getsignal(number) for number in stopping._STATUS}
     monkeypatch.setattr(stopping, "_answer", stopping._RAISE)
     monkeypatch.setattr(stopping, "_received", None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     stopping.listen()
     yield
     for number, handler in before.items():
@@ -46,9 +47,9 @@ def sent_by(function, number, call):
 @pytest.mark.parametrize(
     ("number", "owner", "name", "call", "step"),
     [
-        (signal.SIGTERM, Workdir, "metrics", 2, 12),  # the line of steps 5-8, while steps 9-12 run
+        (signal.SIGTERM, Workdir, "metrics", 1, 8),  # the line of steps 1-4, while steps 5-8 run
         (signal.SIGUSR1, classifier.ClassifierRun, "validation_error", 1, 12),  # within the first validation
-        (signal.SIGINT, classifier.ClassifierRun, "validation_error", 3, 36),
+        (signal.SIGINT, classifier.ClassifierRun, "validate", 3, 36),
         (signal.SIGTERM, Workdir, "point", 3, 36),  # within the test
     ],
     ids=["chunk", "validation", "last validation", "test"],
@@ -101,7 +102,14 @@ def test_a_stop_that_python_dropped_is_raised_at_the_next_point(tmp_path):
 def process(path, *changes):
     command = [sys.executable, "-m", "gradalign_jax.main", "--config=configs/spheres.py:baseline,smoke"]
     options = [f"--workdir={path}", "--config.model.hidden=(32,)", "--config.train.epochs=10000", *changes]
-    return subprocess.Popen(command + options, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command + options,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_a_typed_run_says_what_it_saved(tmp_path):
@@ -128,6 +136,9 @@ def test_an_interrupt_of_a_starting_run_is_one_line(seconds, tmp_path):
     starting = process(tmp_path / "run")
     time.sleep(seconds)
     starting.send_signal(signal.SIGINT)
-    _, errors = starting.communicate(timeout=30)
+    try:
+        _, errors = starting.communicate(timeout=10)
+    finally:
+        starting.kill()
     assert starting.returncode == 130
     assert [line for line in errors.splitlines() if line] == ["gradalign_jax: stopped by SIGINT"]

@@ -12,8 +12,8 @@ import pytest
 
 CLASSES, PIXELS, HIDDEN = 6, 40, 32
 _RNG = np.random.default_rng(0)
-FIRST = (_RNG.normal(size=(PIXELS, HIDDEN)) / 3).astype(np.float32)
-SECOND = (_RNG.normal(size=(HIDDEN, CLASSES)) / 2).astype(np.float32)
+FIRST = _RNG.normal(size=(PIXELS, HIDDEN)) / 3
+SECOND = _RNG.normal(size=(HIDDEN, CLASSES)) / 2
 
 
 def adv_lib(module: str):
@@ -33,19 +33,19 @@ def adv_lib(module: str):
 
 
 def logits_fn(x):
-    return jnp.tanh((x - 0.5) @ FIRST) @ SECOND
+    return jnp.tanh((x - 0.5) @ FIRST.astype(x.dtype)) @ SECOND.astype(x.dtype)
 
 
 def torch_logits_fn(x):
     import torch
 
-    return torch.tanh((x - 0.5) @ torch.as_tensor(FIRST)) @ torch.as_tensor(SECOND)
+    return torch.tanh((x - 0.5) @ torch.as_tensor(FIRST, dtype=x.dtype)) @ torch.as_tensor(SECOND, dtype=x.dtype)
 
 
-def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, dtype=np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Return images in [0, 1], some pixels at its ends, with the predicted labels, a few of them wrong."""
     rng = np.random.default_rng(1)
-    image = rng.uniform(-0.1, 1.1, (count, PIXELS)).clip(0, 1).astype(np.float32)
+    image = rng.uniform(-0.1, 1.1, (count, PIXELS)).clip(0, 1).astype(dtype)
     label = np.asarray(logits_fn(image)).argmax(-1)
     label[::20] = (label[::20] + 1) % CLASSES
     return image, label

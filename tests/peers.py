@@ -16,8 +16,11 @@ FIRST = _RNG.normal(size=(PIXELS, HIDDEN)) / 3
 SECOND = _RNG.normal(size=(HIDDEN, CLASSES)) / 2
 
 
-def adv_lib(module: str):
-    """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom."""
+def adv_lib(module: str, **corrections: str):
+    """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom.
+
+    `corrections` are assignments in its source: variable="right-hand side" replaces the last one of that variable.
+    """
     pytest.importorskip("torch")
     found = find_spec("adv_lib")
     if found is None:
@@ -29,7 +32,16 @@ def adv_lib(module: str):
             package = types.ModuleType(name)
             package.__path__ = [str(Path(found.submodule_search_locations[0]).joinpath(*parts[:end]))]
             sys.modules[name] = package
-    return importlib.import_module(f"adv_lib.{module}")
+    loaded = importlib.import_module(f"adv_lib.{module}")
+    if not corrections:
+        return loaded
+    source = Path(loaded.__file__).read_text()
+    for variable, value in corrections.items():
+        before, after = source.rsplit(f" {variable} = ", 1)
+        source = f"{before} {variable} = {value}\n{after.split(chr(10), 1)[1]}"
+    corrected = types.ModuleType(f"{loaded.__name__}_corrected")
+    exec(compile(source, loaded.__file__, "exec"), corrected.__dict__)
+    return corrected
 
 
 def logits_fn(x):

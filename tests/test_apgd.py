@@ -249,15 +249,16 @@ def test_wrong_arguments_are_named(arguments):
 def test_equals_adv_lib_image_by_image(norm, target, dtype):
     """In double precision all iterates agree; in single precision, all decisions.
 
-    With a target, adv-lib calls an image fooled where the target wins, and here any wrong class counts.
+    adv-lib 0.2.8 does not copy the best loss at a checkpoint, as the authors do, and so never sees it improve. With a
+    target, it calls an image fooled where the target wins, and here any wrong class counts.
     """
-    theirs = peers.adv_lib("attacks.auto_pgd")
+    theirs = peers.adv_lib("attacks.auto_pgd", loss_best_last_check="loss_best.clone()")
     import torch
 
     epsilon = {"linf": 0.03, "l2": 0.15}[norm]
     with jax.enable_x64(dtype == np.float64):
         image, label = peers.images(200, dtype)
-        towards = np.array(targets.likeliest(peers.logits_fn(image), label, 1))[:, 0]
+        towards = np.array(targets.likeliest(peers.logits_fn(image), label, 1), np.int64)[:, 0]
         for name, loss in (("dlr", "dlr"), ("ce", "cross_entropy")):
             best, fooled, value, _ = theirs._apgd(
                 peers.torch_logits_fn,
@@ -276,7 +277,7 @@ def test_equals_adv_lib_image_by_image(norm, target, dtype):
             if not target:
                 np.testing.assert_array_equal(found.fooled, fooled)
             assert 40 < kept.sum() < 160
-            tolerance = 2e-3 if dtype == np.float32 else 1e-9
+            tolerance = 2e-3 if dtype == np.float32 else 1e-7  # their ratio has 1e-8 in it
             np.testing.assert_allclose(found.loss[kept], value[kept], rtol=tolerance, atol=tolerance)
             if dtype == np.float64:
                 np.testing.assert_allclose(found.image[kept], best[kept], atol=1e-6)
@@ -284,7 +285,10 @@ def test_equals_adv_lib_image_by_image(norm, target, dtype):
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_robust_accuracy_is_that_of_adv_lib(targeted):
-    """From random starts, within one image in a hundred."""
+    """From random starts, within one image in a hundred.
+
+    The targeted attack of adv-lib discards images in which a class other than the target wins: it may fool fewer.
+    """
     theirs = peers.adv_lib("attacks.auto_pgd")
     import torch
 
@@ -295,7 +299,6 @@ def test_robust_accuracy_is_that_of_adv_lib(targeted):
     make = apgd.make_targeted if targeted else apgd.make
     attack = jax.jit(make(loss="dlr", bounds=(0.0, 1.0)), static_argnums=0)
     ours = attack(peers.logits_fn, jax.random.key(0), image, label, 0.03)
-    robust = [np.sum(np.asarray(peers.logits_fn(x)).argmax(-1) == label) for x in (attacked, ours)]
-    print("robust", targeted, robust)
-    assert abs(robust[0] - robust[1]) <= 5
-    assert 50 < robust[0] < 450
+    robust = [np.mean(np.asarray(peers.logits_fn(x)).argmax(-1) == label) for x in (attacked, ours)]
+    assert -0.0101 <= robust[0] - robust[1] <= (0.02 if targeted else 0.0101)
+    assert 0.1 < robust[0] < 0.9

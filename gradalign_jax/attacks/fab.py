@@ -26,8 +26,8 @@ from gradalign_jax.attacks.pgd import image_keys
 from gradalign_jax.types import IMAGE_RANGE, Array, LogitsFn, predicted
 
 _LEAST = 1e-8  # keeps α defined where both steps are zero
-# The last search aims at this share of the result's margin: on the boundary itself, rounding would decide.
-_BEYOND = 0.01
+# The last search goes this share of the image's margin beyond the boundary: on the boundary, rounding would decide.
+_BEYOND = 1e-3
 
 
 class Found(NamedTuple):
@@ -168,7 +168,8 @@ def search(
             place = (aim - near_margin) / jnp.where(near_margin < far_margin, far_margin - near_margin, 1)
             x = near + per_image(jnp.clip(place, 0, 1), image) * (far - near)
             logits = logits_fn(x)
-            value, wrong = margin(logits, label), predicted(logits) != label
+            value = margin(logits, label)
+            wrong = (predicted(logits) != label) & (value >= aim / 2)
             choose = lambda new, old, where: jnp.where(per_image(where, old) > 0, new, old)  # noqa: E731
             return (
                 choose(x, near, ~wrong),
@@ -185,7 +186,7 @@ def search(
         found = jax.lax.fori_loop(0, restarts, attempt, found)
         if last_steps:
             ends = [margin(logits_fn(x), label) for x in (inside, found.image)]
-            state = (inside, found.image, *ends, _BEYOND * ends[1], found)
+            state = (inside, found.image, *ends, -_BEYOND * ends[0], found)
             found = jax.lax.fori_loop(0, last_steps, secant, state)[-1]
         return jax.lax.stop_gradient(found)
 

@@ -12,12 +12,15 @@ import pytest
 
 CLASSES, PIXELS, HIDDEN = 6, 40, 32
 _RNG = np.random.default_rng(0)
-FIRST = (_RNG.normal(size=(PIXELS, HIDDEN)) / 3).astype(np.float32)
-SECOND = (_RNG.normal(size=(HIDDEN, CLASSES)) / 2).astype(np.float32)
+FIRST = _RNG.normal(size=(PIXELS, HIDDEN)) / 3
+SECOND = _RNG.normal(size=(HIDDEN, CLASSES)) / 2
 
 
-def adv_lib(module: str):
-    """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom."""
+def adv_lib(module: str, **corrections: str):
+    """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom.
+
+    `corrections` are assignments in its source: variable="right-hand side" replaces the last one of that variable.
+    """
     pytest.importorskip("torch")
     found = find_spec("adv_lib")
     if found is None:
@@ -29,23 +32,32 @@ def adv_lib(module: str):
             package = types.ModuleType(name)
             package.__path__ = [str(Path(found.submodule_search_locations[0]).joinpath(*parts[:end]))]
             sys.modules[name] = package
-    return importlib.import_module(f"adv_lib.{module}")
+    loaded = importlib.import_module(f"adv_lib.{module}")
+    if not corrections:
+        return loaded
+    source = Path(loaded.__file__).read_text()
+    for variable, value in corrections.items():
+        before, after = source.rsplit(f" {variable} = ", 1)
+        source = f"{before} {variable} = {value}\n{after.split(chr(10), 1)[1]}"
+    corrected = types.ModuleType(f"{loaded.__name__}_corrected")
+    exec(compile(source, loaded.__file__, "exec"), corrected.__dict__)
+    return corrected
 
 
 def logits_fn(x):
-    return jnp.tanh((x - 0.5) @ FIRST) @ SECOND
+    return jnp.tanh((x - 0.5) @ FIRST.astype(x.dtype)) @ SECOND.astype(x.dtype)
 
 
 def torch_logits_fn(x):
     import torch
 
-    return torch.tanh((x - 0.5) @ torch.as_tensor(FIRST)) @ torch.as_tensor(SECOND)
+    return torch.tanh((x - 0.5) @ torch.as_tensor(FIRST, dtype=x.dtype)) @ torch.as_tensor(SECOND, dtype=x.dtype)
 
 
-def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, dtype=np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Return images in [0, 1], some pixels at its ends, with the predicted labels, a few of them wrong."""
     rng = np.random.default_rng(1)
-    image = rng.uniform(-0.1, 1.1, (count, PIXELS)).clip(0, 1).astype(np.float32)
+    image = rng.uniform(-0.1, 1.1, (count, PIXELS)).clip(0, 1).astype(dtype)
     label = np.asarray(logits_fn(image)).argmax(-1)
     label[::20] = (label[::20] + 1) % CLASSES
     return image, label

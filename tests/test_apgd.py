@@ -1,6 +1,6 @@
 """Auto-PGD against closed forms, a plain NumPy loop, and adv-lib in PyTorch."""
 
-import itertools
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def test_linear_model_reaches_the_optimum(norm, loss):
     label = jnp.zeros(4, int)
 
     def logits_fn(x):
-        score = x.reshape(len(x), -1) @ direction + 9
+        score = (x.reshape(len(x), -1) @ direction + 9) / 8
         return jnp.stack([score, -score], -1)
 
     attacked = apgd.make(norm, loss=loss)(logits_fn, jax.random.key(0), image, label, epsilon)
@@ -120,7 +120,7 @@ def numpy_apgd(value_and_gradient, wrong, image, epsilon, steps, norm, rho=0.75)
             best = (value, x, gradient)
         if k + 1 in marks:
             window = [0, *history] if since == 0 else history[since - 1 :]
-            rises = sum(later > earlier for earlier, later in itertools.pairwise(window))
+            rises = sum(later > earlier for earlier, later in pairwise(window))
             unchanged = not halved and best[0] <= checked
             halved = rises <= rho * (k + 1 - since) or unchanged
             if halved:
@@ -153,7 +153,7 @@ def test_equals_a_numpy_loop(norm):
         expected, fooled, halved = numpy_apgd(value_and_gradient, wrong, image[i].astype(float), epsilon, steps, norm)
         halvings.append(halved)
         assert found.fooled[i] == fooled
-        np.testing.assert_allclose(found.image[i], expected, atol=1e-4)
+        np.testing.assert_allclose(found.image[i], expected, atol=1e-3)
     assert 0 < found.fooled.sum() < 12
     assert max(halvings) >= 3
 
@@ -243,65 +243,62 @@ def test_wrong_arguments_are_named(arguments):
         apgd.make()(curved, jax.random.key(0), *images(), -1)
 
 
-@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize("target", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_equals_adv_lib_image_by_image(norm, loss):
-    theirs = peers.adv_lib("attacks.auto_pgd")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equals_adv_lib_image_by_image(norm, target, dtype):
+    """In double precision all iterates agree; in single precision, all decisions.
+
+    adv-lib 0.2.8 does not copy the best loss at a checkpoint, as the authors do, and so never sees it improve. With a
+    target, it calls an image fooled where the target wins, and here any wrong class counts.
+    """
+    theirs = peers.adv_lib("attacks.auto_pgd", loss_best_last_check="loss_best.clone()")
     import torch
 
-    image, label = peers.images(200)
     epsilon = {"linf": 0.03, "l2": 0.15}[norm]
-    batch = torch.as_tensor(image), torch.as_tensor(label), torch.full((200,), epsilon)
-    best, fooled, value, _ = theirs._apgd(
-        peers.torch_logits_fn, *batch, {"linf": np.inf, "l2": 2}[norm], x_init=batch[0], loss_function=loss
-    )
-    run = apgd.search(norm, loss={"ce": "cross_entropy", "dlr": "dlr"}[loss], random_start=False, bounds=(0.0, 1.0))
-    found = jax.jit(run, static_argnums=0)(peers.logits_fn, jax.random.key(0), image, label, epsilon)
-    np.testing.assert_array_equal(found.fooled, fooled)
-    kept = ~np.asarray(found.fooled)
-    assert 40 < kept.sum() < 160
-    np.testing.assert_allclose(found.loss[kept], value[kept], rtol=1e-4)
-    np.testing.assert_allclose(found.image[kept], best[kept], atol=1e-4)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_targeted_equals_adv_lib_image_by_image(norm):
-    """adv-lib calls an image fooled where the target wins, and here any wrong class counts."""
-    theirs = peers.adv_lib("attacks.auto_pgd")
-    import torch
-
-    image, label = peers.images(200)
-    target = np.asarray(targets.likeliest(peers.logits_fn(image), label, 1))[:, 0]
-    epsilon = {"linf": 0.03, "l2": 0.15}[norm]
-    batch = torch.as_tensor(image), torch.as_tensor(target), torch.full((200,), epsilon)
-    best, reached, value, _ = theirs._apgd(
-        peers.torch_logits_fn, *batch, {"linf": np.inf, "l2": 2}[norm], x_init=batch[0], targeted=True
-    )
-    run = jax.jit(apgd.search(norm, loss="dlr", random_start=False, bounds=(0.0, 1.0)), static_argnums=0)
-    found = run(peers.logits_fn, jax.random.key(0), image, label, epsilon, target)
-    kept = ~np.asarray(found.fooled)
-    assert not np.any(kept & reached.numpy())
-    assert 40 < kept.sum() < 160
-    np.testing.assert_allclose(found.loss[kept], value[kept], rtol=1e-4)
-    np.testing.assert_allclose(found.image[kept], best[kept], atol=1e-4)
+    with jax.enable_x64(dtype == np.float64):
+        image, label = peers.images(200, dtype)
+        towards = np.array(targets.likeliest(peers.logits_fn(image), label, 1), np.int64)[:, 0]
+        for name, loss in (("dlr", "dlr"), ("ce", "cross_entropy")):
+            best, fooled, value, _ = theirs._apgd(
+                peers.torch_logits_fn,
+                torch.as_tensor(image),
+                torch.as_tensor(towards if target else label),
+                torch.full((200,), epsilon, dtype=torch.as_tensor(image).dtype),
+                {"linf": np.inf, "l2": 2}[norm],
+                x_init=torch.as_tensor(image),
+                targeted=target,
+                loss_function=name,
+            )
+            run = jax.jit(apgd.search(norm, loss=loss, random_start=False, bounds=(0.0, 1.0)), static_argnums=0)
+            found = run(peers.logits_fn, jax.random.key(0), image, label, epsilon, towards if target else None)
+            kept = ~np.asarray(found.fooled)
+            assert not np.any(kept & fooled.numpy())
+            if not target:
+                np.testing.assert_array_equal(found.fooled, fooled)
+            assert 40 < kept.sum() < 160
+            tolerance = 2e-3 if dtype == np.float32 else 1e-7  # their ratio has 1e-8 in it
+            np.testing.assert_allclose(found.loss[kept], value[kept], rtol=tolerance, atol=tolerance)
+            if dtype == np.float64:
+                np.testing.assert_allclose(found.image[kept], best[kept], atol=1e-6)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_robust_accuracy_is_that_of_adv_lib(targeted):
-    """From random starts, within one image in a hundred."""
+    """From random starts, within one image in a hundred.
+
+    The targeted attack of adv-lib discards images in which a class other than the target wins: it may fool fewer.
+    """
     theirs = peers.adv_lib("attacks.auto_pgd")
     import torch
 
     torch.manual_seed(0)
     image, label = peers.images(500)
     attack = theirs.apgd_targeted if targeted else theirs.apgd
-    attacked = attack(
-        peers.torch_logits_fn, torch.as_tensor(image), torch.as_tensor(label), 0.03, np.inf, n_iter=50
-    ).numpy()
+    attacked = attack(peers.torch_logits_fn, torch.as_tensor(image), torch.as_tensor(label), 0.03, np.inf).numpy()
     make = apgd.make_targeted if targeted else apgd.make
-    ours = jax.jit(make(steps=50, loss="dlr", bounds=(0.0, 1.0)), static_argnums=0)(
-        peers.logits_fn, jax.random.key(0), image, label, 0.03
-    )
+    attack = jax.jit(make(loss="dlr", bounds=(0.0, 1.0)), static_argnums=0)
+    ours = attack(peers.logits_fn, jax.random.key(0), image, label, 0.03)
     robust = [np.mean(np.asarray(peers.logits_fn(x)).argmax(-1) == label) for x in (attacked, ours)]
-    assert abs(robust[0] - robust[1]) <= 0.01
+    assert -0.0101 <= robust[0] - robust[1] <= (0.02 if targeted else 0.0101)
     assert 0.1 < robust[0] < 0.9

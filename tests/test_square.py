@@ -130,7 +130,7 @@ def test_windows_follow_the_schedule():
     assert side(6, 784, 5000) == round((0.4 * 784) ** 0.5)
     assert side(4999, 784, 5000) == 1
     assert side(1, 784, 100) == round((0.2 * 784) ** 0.5)  # 100 of 10,000
-    assert square._picture_shape((500,)) == (20, 25, 1)
+    assert square.picture_shape((500,)) == (20, 25, 1)
 
 
 def test_windows_cover_what_the_published_code_covers():
@@ -276,7 +276,7 @@ def test_the_reported_logits_decide_which_images_are_fooled():
     decided = pieces.decide(logits_fn, image, label, jnp.array([0.25, 0.75, 0.25]), state)
     # Fooled by the search alone: continues. By the reported logits alone: fooled. By neither: keeps its margin.
     np.testing.assert_allclose(decided.margin, [0.25, -0.25, 0.3])
-    np.testing.assert_array_equal(decided.sign, sign)
+    np.testing.assert_array_equal(decided.pattern, sign)
 
 
 def tied_logits(x):

@@ -26,6 +26,8 @@ from gradalign_jax.attacks.pgd import image_keys
 from gradalign_jax.types import IMAGE_RANGE, Array, LogitsFn, predicted
 
 _LEAST = 1e-8  # keeps α defined where both steps are zero
+# The last search goes this share of the image's margin beyond the boundary: on the boundary, rounding would decide.
+_BEYOND = 1e-3
 
 
 class Found(NamedTuple):
@@ -42,7 +44,7 @@ class Found(NamedTuple):
 
 
 def _level(weight: Array, cap: Array, total: Array) -> Array:
-    """Return λ `[B]` with Σ weight min(λ, cap) = total, `[B, n]` each; +inf where even λ = ∞ gives less.
+    """Return λ `[B]` with Σ weight min(λ, cap) = total, `[B, n]` each; +inf if even λ = ∞ gives less.
 
     The sum is concave and piecewise linear in λ: Newton's method from below rises to the solution and reaches it after
     finitely many steps, few in practice. No sort is needed.
@@ -162,17 +164,19 @@ def search(
             return jax.lax.fori_loop(0, steps, step, (x, found))[1]
 
         def secant(_, carry):
-            near, far, near_margin, far_margin, found = carry
-            place = near_margin / jnp.where(near_margin < far_margin, near_margin - far_margin, -1)
+            near, far, near_margin, far_margin, aim, found = carry
+            place = (aim - near_margin) / jnp.where(near_margin < far_margin, far_margin - near_margin, 1)
             x = near + per_image(jnp.clip(place, 0, 1), image) * (far - near)
             logits = logits_fn(x)
-            value, wrong = margin(logits, label), predicted(logits) != label
+            value = margin(logits, label)
+            wrong = (predicted(logits) != label) & (value >= aim / 2)
             choose = lambda new, old, where: jnp.where(per_image(where, old) > 0, new, old)  # noqa: E731
             return (
                 choose(x, near, ~wrong),
                 choose(x, far, wrong),
                 choose(value, near_margin, ~wrong),
                 choose(value, far_margin, wrong),
+                aim,
                 nearer(found, x, wrong),
             )
 
@@ -182,7 +186,8 @@ def search(
         found = jax.lax.fori_loop(0, restarts, attempt, found)
         if last_steps:
             ends = [margin(logits_fn(x), label) for x in (inside, found.image)]
-            found = jax.lax.fori_loop(0, last_steps, secant, (inside, found.image, *ends, found))[-1]
+            state = (inside, found.image, *ends, -_BEYOND * ends[0], found)
+            found = jax.lax.fori_loop(0, last_steps, secant, state)[-1]
         return jax.lax.stop_gradient(found)
 
     return attack

@@ -29,13 +29,14 @@ _LONGEST_CHUNK = 200  # an image that `search` alone counts as fooled idles unti
 class State(NamedTuple):
     """The state of the search for each image.
 
-    sign: int8 `[B, ...]`, the pattern so far (0 for an image that was misclassified before any query).
+    pattern: `[B, ...]`, the source of the iterate: its signs in L∞ (int8), its change in L2; 0 for an image that was
+      misclassified before any query.
     margin: `[B]`, `losses.deciding_margin` of the iterate: logit_y - max_{j≠y} logit_j, positive unless it is
       misclassified. Logits that are NaN count as misclassified.
     queries: int32 `[B]`, forward passes on attacked images.
     """
 
-    sign: Array
+    pattern: Array
     margin: Array
     queries: Array
 
@@ -62,7 +63,7 @@ def _margin(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
     return losses.deciding_margin(logits_fn(image), label)
 
 
-def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Return height, width and channels; a vector becomes the squarest picture of its length (500: 20 x 25)."""
     if len(shape) == 1:
         height = max(n for n in range(1, math.isqrt(shape[0]) + 1) if shape[0] % n == 0)
@@ -100,58 +101,100 @@ def _repaint(key: Array, i: Array, side: Array, sign: Array) -> Array:
     return jnp.where(window, (2 * (bits[2:] & 1).astype(sign.dtype) - 1), sign)
 
 
-def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Parts:
-    """Build the parts of the attack; arguments and errors are those of `make`."""
+def check_arguments(queries: int, initial_fraction: float, bounds: tuple[float, float]) -> None:
+    """Check the arguments of `make`.
+
+    Raises:
+      ValueError: as `make` does.
+    """
     if not 1 <= queries <= _MOST_QUERIES or not 0 < initial_fraction <= 1 or not bounds[0] < bounds[1]:
         raise ValueError(
             f"queries must lie in 1 to {_MOST_QUERIES}, initial_fraction in (0, 1], and bounds must ascend, got "
             f"queries={queries}, initial_fraction={initial_fraction}, bounds={tuple(bounds)}"
         )
 
-    def iterate(image, epsilon, sign):
-        return jnp.clip(image + per_image(epsilon, image) * sign.reshape(image.shape), *bounds)
+
+def parts_of(first: Callable[..., Array], propose: Callable[..., Array], iterate: Callable[..., Array]) -> Parts:
+    """Build the parts of a random search over patterns `[B, ...]`.
+
+    Args:
+      first: (keys, image, epsilon) -> the pattern of the first query.
+      propose: (keys, i, image, epsilon, pattern) -> the pattern that iteration i tries.
+      iterate: (image, epsilon, pattern) -> the attacked image.
+    """
 
     def start(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> State:
         clean = _margin(logits_fn, image, label)
         alive = clean > 0
-        blank = jnp.zeros((len(image), *_picture_shape(image.shape[1:])), jnp.int8)
-        sign = jax.vmap(_stripes)(image_keys(key, len(image)), blank) * per_image(alive, blank)
-        margin = _margin(logits_fn, iterate(image, epsilon, sign), label)
-        return State(sign.reshape(image.shape), jnp.where(alive, margin, clean), alive.astype(jnp.int32))
+        pattern = first(image_keys(key, len(image)), image, epsilon)
+        pattern = pattern * per_image(alive, pattern)
+        margin = _margin(logits_fn, iterate(image, epsilon, pattern), label)
+        return State(pattern, jnp.where(alive, margin, clean), alive.astype(jnp.int32))
 
-    def search(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, state: State, first, last):
-        keys, shape = image_keys(key, len(image)), (len(image), *_picture_shape(image.shape[1:]))
+    def search(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, state: State, begin, end) -> State:
+        keys = image_keys(key, len(image))
 
         def unfinished(carry):
             i, state = carry
-            return (i < last) & jnp.any(state.margin > 0)
+            return (i < end) & jnp.any(state.margin > 0)
 
         def query(carry):
             i, state = carry
-            side = side_length(i, shape[1] * shape[2], queries, initial_fraction)
-            sign = jax.vmap(_repaint, (0, None, None, 0))(keys, i, side, state.sign.reshape(shape))
-            sign = sign.reshape(image.shape)
-            margin = _margin(logits_fn, iterate(image, epsilon, sign), label)
+            pattern = propose(keys, i, image, epsilon, state.pattern)
+            margin = _margin(logits_fn, iterate(image, epsilon, pattern), label)
             alive = state.margin > 0
             better = alive & ~(margin >= state.margin)  # a NaN counts as an improvement: it misclassifies
             return i + 1, State(
-                jnp.where(per_image(better, image) > 0, sign, state.sign),
+                jnp.where(per_image(better, image) > 0, pattern, state.pattern),
                 jnp.where(better, margin, state.margin),
                 state.queries + alive,
             )
 
-        return jax.lax.while_loop(unfinished, query, (jnp.asarray(first, jnp.int32), state))[1]
+        return jax.lax.while_loop(unfinished, query, (jnp.asarray(begin, jnp.int32), state))[1]
 
     def decide(logits_fn: LogitsFn, image: Array, label: Array, epsilon, state: State) -> State:
-        margin = _margin(logits_fn, iterate(image, epsilon, state.sign), label)
+        margin = _margin(logits_fn, iterate(image, epsilon, state.pattern), label)
         agreed = (state.margin > 0) & (margin > 0)
         return state._replace(margin=jnp.where(agreed, state.margin, margin))
 
     def attacked(image: Array, epsilon, state: State) -> Array:
         fooled = ~(state.margin > 0) & (state.queries > 0)
-        return jnp.where(per_image(fooled, image) > 0, iterate(image, epsilon, state.sign), image)
+        return jnp.where(per_image(fooled, image) > 0, iterate(image, epsilon, state.pattern), image)
 
     return Parts(start, search, decide, attacked)
+
+
+def attack_of(parts: Parts, queries: int) -> BlackBoxAttack:
+    """Build the attack that runs the parts to the end of the budget."""
+
+    def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> Array:
+        check_epsilon(epsilon)
+        image, keys = jax.lax.stop_gradient(image), image_keys(key, len(image))
+        state = parts.start(logits_fn, keys, image, label, epsilon)
+        state = parts.search(logits_fn, keys, image, label, epsilon, state, 0, queries - 1)
+        return jax.lax.stop_gradient(parts.attacked(image, epsilon, state))
+
+    return attack
+
+
+def parts(queries: int = 5000, initial_fraction: float = 0.8, bounds: tuple[float, float] = IMAGE_RANGE) -> Parts:
+    """Build the parts of the attack; arguments and errors are those of `make`."""
+    check_arguments(queries, initial_fraction, bounds)
+
+    def iterate(image, epsilon, sign):
+        return jnp.clip(image + per_image(epsilon, image) * sign, *bounds)
+
+    def first(keys, image, epsilon):
+        blank = jnp.zeros((len(image), *picture_shape(image.shape[1:])), jnp.int8)
+        return jax.vmap(_stripes)(keys, blank).reshape(image.shape)
+
+    def propose(keys, i, image, epsilon, sign):
+        shape = picture_shape(image.shape[1:])
+        side = side_length(i, shape[0] * shape[1], queries, initial_fraction)
+        sign = sign.reshape(len(image), *shape)
+        return jax.vmap(_repaint, (0, None, None, 0))(keys, i, side, sign).reshape(image.shape)
+
+    return parts_of(first, propose, iterate)
 
 
 def make(
@@ -183,16 +226,7 @@ def make(
       >>> bool(logits_fn(image).argmax() == 1), float(abs(image).max())
       (True, 0.25)
     """
-    start, search, _, attacked = parts(queries, initial_fraction, bounds)
-
-    def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon) -> Array:
-        check_epsilon(epsilon)
-        image, keys = jax.lax.stop_gradient(image), image_keys(key, len(image))
-        state = start(logits_fn, keys, image, label, epsilon)
-        state = search(logits_fn, keys, image, label, epsilon, state, 0, queries - 1)
-        return jax.lax.stop_gradient(attacked(image, epsilon, state))
-
-    return attack
+    return attack_of(parts(queries, initial_fraction, bounds), queries)
 
 
 def run(

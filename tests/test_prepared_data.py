@@ -78,6 +78,7 @@ def prepared(tmp_path_factory):
         local = type(builder.__name__, (builder,), {"url": url}, skip_registration=True)
         local(data_dir=data_dir, file_format="array_record").download_and_prepare()
     server.shutdown()
+    server.server_close()
     assert "tensorflow" not in sys.modules
     return data_dir
 

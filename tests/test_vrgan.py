@@ -217,7 +217,7 @@ def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):
     config = tiny(squares32)
     ten = data.load("squares32", limit=8)._replace(num_classes=10)
     monkeypatch.setattr(task.batches, "load", lambda config: ten)
-    with pytest.raises(RunError, match="squares32 has 10: estimate its Δx by gan and project"):
+    with pytest.raises(RunError, match="squares32 has 10: estimate its Δx with the tasks gan and project"):
         task.run(config, Workdir(tmp_path, config.to_dict()))
 
 
@@ -228,7 +228,7 @@ def test_the_generator_that_trained_does_not_measure(tmp_path):
     config.delta_x.generator = str(tmp_path)
     config_checks.check(config)
     config.evaluate.generator = f"{tmp_path}/."
-    with pytest.raises(ValueError, match="the generator that trained"):
+    with pytest.raises(ValueError, match="the generator that training used"):
         config_checks.check(config)
     config.evaluate.same_generator = True
     config_checks.check(config)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gradalign_jax import alignment, parallel
-from gradalign_jax.attacks import cw, pgd, square
+from gradalign_jax.attacks import cw, pgd, square, square_l2
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.evaluation.options import Attacks
@@ -223,6 +223,9 @@ class Evaluation:
         return self._nearest_program(variables, self.blocks.rows(part))
 
 
+_SQUARES = {"linf": square, "l2": square_l2}
+
+
 def build(classifier: Classifier, split: pipeline.Split, attacks: Attacks, **options: Any) -> Evaluation:
     """Build the `Evaluation` of these attacks; `options` are its other arguments (on, block, key, delta_x, ...)."""
     bounds, white, black, nearest = attacks.bounds, attacks.pgd, attacks.square, attacks.cw
@@ -235,7 +238,7 @@ def build(classifier: Classifier, split: pipeline.Split, attacks: Attacks, **opt
         attacks=white_box,
         loss=attacks.loss,
         search=white.precision if white else "float32",
-        black_box=square.parts(black.queries, bounds=bounds) if black else None,
+        black_box=_SQUARES[black.norm].parts(black.queries, bounds=bounds) if black else None,
         queries=black.precision if black else "float32",
         nearest=cw.make(iterations=nearest.iterations, learning_rate=nearest.learning_rate, bounds=bounds)
         if nearest

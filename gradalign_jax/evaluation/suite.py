@@ -184,10 +184,9 @@ def _points(stage: Stage, variables: Variables, epsilon: float, alive: np.ndarra
         def compute(place=place) -> dict[str, list]:
             started = time.monotonic()
             found = stage.call(variables, place, np.full(len(place), epsilon, np.float32))
-            # float32's ε must not exceed the list's own
-            distance = np.where(
-                found["distance"] <= np.float32(epsilon), np.minimum(found["distance"], epsilon), np.inf
-            )
+            distance = np.asarray(found["distance"], float)
+            within = distance <= np.float32(epsilon)  # whose rounding may exceed the list's own ε
+            distance = np.where(within, np.minimum(distance, epsilon), np.inf)
             listed = {name: np.asarray(found[name]).tolist() for name in ("gradients", "queries")}
             each = (time.monotonic() - started) / len(place)
             return listed | {"distance": results.finite(distance), "seconds": [each] * len(place)}

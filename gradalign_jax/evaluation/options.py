@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from gradalign_jax.types import IMAGE_RANGE
 
+SUITES = ("autoattack", "malt")
+
 
 @dataclass(frozen=True)
 class PGD:
@@ -77,6 +79,16 @@ class Suite:
     targets: int = 9
     queries: int = 5000
     precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown name or norm, or a count below 1."""
+        if self.name not in SUITES:
+            raise ValueError(f"unknown suite {self.name!r}: use one of paper, {', '.join(SUITES)}")
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"unknown norm {self.norm!r}: use linf or l2")
+        for name in ("steps", "targets", "queries"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} of a suite must be an integer >= 1")
 
 
 @dataclass(frozen=True)

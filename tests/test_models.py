@@ -1,4 +1,4 @@
-"""The classifiers: sizes, options, batch norm, pooling and pretrained weights."""
+"""Classifiers: sizes, options, batch norm, pooling, pretrained weights and the folded networks."""
 
 import sys
 from functools import partial
@@ -133,7 +133,7 @@ def test_max_pool_and_its_ties_are_torchs(size):
 def test_normalization(mapping):
     scale, shift = stem.normalization(mapping)
     black = 0.0 if mapping == "unit" else -1.0
-    normalized = np.array([-1.0, 1.0])[:, None] * scale + shift
+    normalized = np.array([-1.0, 1.0])[:, None] * scale[None] + shift[None]
     np.testing.assert_allclose(normalized[:, 0], [(black - 0.485) / 0.229, (1.0 - 0.485) / 0.229], rtol=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_gray_images_are_three_equal_channels():
 
 
 def torchvision_tensors(variables):
-    """Random weights named and laid out as torchvision does, with the logits' own head."""
+    """Return random weights with torchvision's names and layouts, and a head of the model's size."""
     rng = np.random.default_rng(0)
     tensors = {}
     for path, value in jax.tree_util.tree_leaves_with_path(variables):
@@ -194,8 +194,8 @@ def test_a_head_of_another_size_is_left_alone(small, tmp_path):
     assert not loaded["params"]["fc"]["bias"].any()
 
 
-def test_a_runs_own_weights_can_be_started_from(small, tmp_path):
-    """Its two outputs do not fit, all else is taken as it is."""
+def test_training_can_start_from_a_runs_weights(small, tmp_path):
+    """The head of two outputs does not fit; every other tensor is loaded unchanged."""
     variables = models.create("resnet", num_classes=2, channels=1).init(KEY)
     weights.write(tmp_path / "classifier.safetensors", variables)
     loaded = pretrained.load(tmp_path / "classifier.safetensors", small[0])
@@ -227,7 +227,7 @@ def test_the_hub_is_an_extra(small, monkeypatch):
         pretrained.load("hf:owner/name", small[0])
 
 
-SEARCHED = {
+FOLDED = {
     "mlp": (mlp.create(hidden=(32, 24)), (4, 500)),
     "cifar": (resnet.create(10, stem="cifar", frozen_norm=False), (2, 16, 16, 3)),
     "gray": (resnet.create(10, channels=1), (2, 28, 28, 1)),
@@ -236,17 +236,17 @@ SEARCHED = {
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-@pytest.mark.parametrize("kind", SEARCHED)
-def test_what_a_search_sees_is_the_network(kind, name):
-    """Folded and prepared, it has the same logits and, in bfloat16, nearly the same gradients."""
-    model, shape = SEARCHED[kind]
+@pytest.mark.parametrize("kind", FOLDED)
+def test_the_folded_network_is_the_network(kind, name):
+    """Folded, it has the same logits and, in bfloat16, nearly the same gradients."""
+    model, shape = FOLDED[kind]
     rng = np.random.default_rng(0)
 
-    def lively(path, leaf):
+    def varied(path, leaf):
         low, high = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.5)}.get(path[-1].key, (None, None))
         return leaf * 1.5 if low is None else jnp.asarray(rng.uniform(low, high, leaf.shape), jnp.float32)
 
-    variables = jax.tree_util.tree_map_with_path(lively, model.init(jax.random.key(0)))
+    variables = jax.tree_util.tree_map_with_path(varied, model.init(jax.random.key(0)))
     image = jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
     cotangent = jnp.asarray(rng.normal(size=(len(image), 2 if kind in ("mlp", "binary") else 10)), jnp.float32)
 
@@ -264,8 +264,8 @@ def test_what_a_search_sees_is_the_network(kind, name):
     assert np.sum(ours * gradient) / np.linalg.norm(ours) / np.linalg.norm(gradient) > 0.9
 
 
-def test_a_bfloat16_stem_sees_what_bfloat16_cannot_hold():
-    """The image enters in two parts, so that a step of 0.001 on top of 0.898 is not lost."""
+def test_a_bfloat16_stem_keeps_small_perturbations():
+    """The stem reads the image in two parts, so that a step of 0.001 from 0.898 is not lost."""
     image = jnp.full((1, 2, 2, 1), 0.8984375)
     channels = [jax.jit(partial(resnet_folded.channels_of, dtype=jnp.bfloat16))(x) for x in (image, image + 1e-3)]
     assert channels[0].dtype == jnp.bfloat16

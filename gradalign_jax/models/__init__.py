@@ -1,4 +1,4 @@
-"""Models, found by file name: `create("resnet", num_classes=10)` calls `create` of models/resnet.py."""
+"""Models by file name: `create("resnet", num_classes=10)` calls `create` of models/resnet.py."""
 
 import difflib
 import importlib
@@ -27,10 +27,10 @@ def create(name: str, **options: Any) -> Classifier:
     if name in names:
         module = importlib.import_module(f"{__name__}.{name}")
         if hasattr(module, "create"):
-            known = inspect.signature(module.create).parameters
+            valid = inspect.signature(module.create).parameters
             for option in options:
-                if option not in known:
-                    raise ValueError(f"model {name!r} has no option {option!r}: use {', '.join(known)}")
+                if option not in valid:
+                    raise ValueError(f"model {name!r} has no option {option!r}: use {', '.join(valid)}")
             return module.create(**options)
     models = [other for other in names if hasattr(importlib.import_module(f"{__name__}.{other}"), "create")]
     nearest = difflib.get_close_matches(name, models, cutoff=0.0)

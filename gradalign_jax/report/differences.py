@@ -34,11 +34,12 @@ DESCRIBED = {
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # these start from ImageNet weights in the paper
 _WEIGHTS = "classifier.safetensors"  # name of a classifier run's weights
 _USES = {"delta_x": "Δ̂x for training", "evaluate": "Δ̂x for measuring", "project": "GAN"}
+# Data sets whose Δx is by each file of gradalign_jax/deltax in the paper.
 _ESTIMATORS = {
     "exact": ("spheres", "squares", "squares32"),
     "vrgan": ("mnist35", "copd"),
     "projection": ("mnist", "cifar10", "squares32"),
-}  # the paper's, by files of gradalign_jax/deltax
+}
 _MEASURING = ("evaluate.", "attack.")  # sections of the config
 _EARLIER_KEYS = {"attack": "attack.training_dtype", "training": "gan.dtype", "projection": "project.precision"}
 

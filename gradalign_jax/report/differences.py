@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign_jax import paper
+from gradalign_jax.config_keys import BEFORE
 from gradalign_jax.report import paper_settings
 from gradalign_jax.report.runs import Run
 
@@ -18,6 +19,7 @@ WITHOUT_EFFECT = {
     *("train.log_every", "train.checkpoint_minutes", "evaluate.block", "project.block"),
     *("gan.sample_every", "gan.sample_columns", "gan.check_images", "gan.classifier"),
     "evaluate.cw_images",  # the number of points in Figure 7
+    *(f"evaluate.{key}" for key in ("suite", "norm", "suite_steps", "suite_queries")),  # attacks besides the paper's
 }
 # Keys whose differences are described in words of their own; all others read "KEY ours, not the paper's".
 DESCRIBED = {
@@ -26,17 +28,18 @@ DESCRIBED = {
     *(f"evaluate.{key}" for key in ("images", "square_queries", "square_images")),
     *(f"precision.{part}" for part in ("training", "attack", "evaluation", "square", "projection")),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
-}
-# What runs did before a key existed, where `paper_settings` has no value or another one.
-EARLIER_DEFAULTS = {
-    **{"evaluate.cw_learning_rate": 0.02, "evaluate.square_queries": 0, "evaluate.square_images": 0},
-    **{"evaluate.same_generator": False, "evaluate.images": 0, "attack.clip": "range", "data.limit": 0},
-    **dict.fromkeys(("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store"), ""),
+    *("delta_x.name", "evaluate.delta_x"),
 }
 
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # these start from ImageNet weights in the paper
 _WEIGHTS = "classifier.safetensors"  # name of a classifier run's weights
 _USES = {"delta_x": "Δ̂x for training", "evaluate": "Δ̂x for measuring", "project": "GAN"}
+# Data sets whose Δx is by each file of gradalign_jax/deltax in the paper.
+_ESTIMATORS = {
+    "exact": ("spheres", "squares", "squares32"),
+    "vrgan": ("mnist35", "copd"),
+    "projection": ("mnist", "cifar10", "squares32"),
+}
 _MEASURING = ("evaluate.", "attack.")  # sections of the config
 _EARLIER_KEYS = {"attack": "attack.training_dtype", "training": "gan.dtype", "projection": "project.precision"}
 
@@ -71,7 +74,8 @@ def differences(run: Run) -> list[str]:
 
 def in_training(run: Run) -> list[str]:
     """Return the differences in how the run's network, or its projections, were computed."""
-    return [*_in_training_alone(run), *_in_sources(run, ("delta_x", "project"))]
+    estimator = _estimator(run, "delta_x.name", "training") if run.result.get("method") == "align" else []
+    return [*_in_training_alone(run), *estimator, *_in_sources(run, ("delta_x", "project"))]
 
 
 def _in_training_alone(run: Run) -> list[str]:
@@ -116,7 +120,13 @@ def in_measuring(run: Run) -> list[str]:
     if run.setting("evaluate.same_generator"):
         found.append("measured by the Δ̂x that trained it")
     found += [words for key, words in _other_values(run).items() if key.startswith(_MEASURING)]
-    return found + _in_sources(run, ("evaluate",))
+    return found + _estimator(run, "evaluate.delta_x", "measuring") + _in_sources(run, ("evaluate",))
+
+
+def _estimator(run: Run, key: str, words: str) -> list[str]:
+    """Return a phrase where a config names an estimator of Δx that is not the paper's for the data set."""
+    name = run.setting(key) or ""
+    return [f"Δx for {words} by {name}"] if name and run.dataset not in _ESTIMATORS.get(name, ()) else []
 
 
 def _low_precision(run: Run, part: str, words: str) -> list[str]:
@@ -168,7 +178,7 @@ def _other_values(run: Run) -> dict[str, str]:
     found = {}
     task = "classifier" if run.setting("method") else run.task  # an evaluation can show the config that trained
     for key, printed in paper_settings.values(run.dataset, task).items():
-        ours = run.setting(key, EARLIER_DEFAULTS.get(key, printed))
+        ours = run.setting(key, BEFORE.get(key, printed))
         ours = tuple(ours) if isinstance(ours, list) else ours
         if ours is None or _equal(ours, printed) or _is_unused(run, key):
             continue

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradalign_jax import paper
-from gradalign_jax.config_keys import flatten
+from gradalign_jax.config_keys import BEFORE, flatten
 from gradalign_jax.report import paper_settings
-from gradalign_jax.report.differences import EARLIER_DEFAULTS, WITHOUT_EFFECT, work_order
+from gradalign_jax.report.differences import WITHOUT_EFFECT, work_order
 from gradalign_jax.report.runs import SOURCES, Run, is_directory_of
 
 # Runs that differ in these keys alone are comparable: they are averaged.
@@ -128,7 +128,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     """
     config = run.result.get("config") or {}
     flat, sections = dict(flatten(config)), {key for key, value in config.items() if isinstance(value, Mapping)}
-    defaults = paper_settings.values(run.dataset, run.task) | EARLIER_DEFAULTS
+    defaults = paper_settings.values(run.dataset, run.task) | BEFORE
     flat = {key: value for key, value in defaults.items() if key.partition(".")[0] in sections} | flat
     kept = {key: json.dumps(value) for key, value in flat.items() if key not in _NOT_COMPARED}
     if flat.get("model.pretrained"):  # a file can have several paths

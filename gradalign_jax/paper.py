@@ -83,6 +83,8 @@ cifar10  align     0.018  0.018  0.019  0.020
 cifar10  pgd       0.029  0.029  0.031  0.031
 """
 S2_COLUMNS = tuple(GRADIENT_NAMES)
+# The alignments of a result, in its order
+ALPHAS = ("alpha_delta_x", "alpha_x", "alpha_x_label", "alpha_x_target_label", "alpha_x_closest_predicted")
 
 # Two random samples of Spheres, of classes −1 and 1: ‖x‖, ‖Δ̂x‖, ‖x̂′‖, ‖x′‖, sim(Δx, Δ̂x)
 _TABLE_1 = """

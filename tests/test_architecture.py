@@ -20,8 +20,6 @@ ROWS = (
     ("ops",),
 )
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}
-# Names of numbers in a result, which evaluation defines and storage writes.
-EXCEPTIONS = {("storage/result.py", "evaluation")}
 
 
 def imported(file):
@@ -46,7 +44,7 @@ def test_imports_point_down(file):
     for module in imported(file):
         first, *rest = module.split(".")
         assert first != "configs", "the package does not depend on configs/"
-        if first == "gradalign_jax" and rest and rest[0] != part and (name, rest[0]) not in EXCEPTIONS:
+        if first == "gradalign_jax" and rest and rest[0] != part:
             if part == "report":
                 assert RANK.get(rest[0], 0) == 0, f"{name} imports {module}"
             else:

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gradalign_jax.errors import DataError
+from gradalign_jax.terminal import progress_bar
 
 SIZE = 256  # pixels of a prepared film, height and width
 _THREADS = 4
@@ -30,7 +30,7 @@ def load(films: Sequence[tuple[str, Path]]) -> np.ndarray:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         images = pool.map(lambda film: prepare(read(*film), film[0]), films)
-        return np.stack(list(tqdm(images, total=len(films), desc="reading films", unit="film", disable=None)))
+        return np.stack(list(progress_bar(images, total=len(films), desc="reading films", unit="film")))
 
 
 def read(row: str, path: Path) -> np.ndarray:

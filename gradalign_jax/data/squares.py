@@ -17,6 +17,7 @@ from gradalign_jax.data import cache
 from gradalign_jax.data.dataset import Dataset, Split
 from gradalign_jax.data.directories import Folder
 from gradalign_jax.deltax import exact
+from gradalign_jax.terminal import progress_bar
 
 _SPLITS = {"train": (7, 10_000), "validation": (8, 200), "test": (9, 1_000)}  # seed, size
 _BLOCK = 16  # images filtered at a time: small enough for the cache of one core
@@ -66,7 +67,7 @@ def load_recipe(recipe: Recipe, cache_dir: Folder, limit: int | None) -> Dataset
 
 def _generate(recipe: Recipe, counts: Mapping[str, int]) -> cache.Arrays:
     arrays = {}
-    with tqdm(total=sum(counts.values()), desc=f"generating {recipe.name}", unit="image", disable=None) as bar:
+    with progress_bar(total=sum(counts.values()), desc=f"generating {recipe.name}", unit="image") as bar:
         for name, (seed, size) in _SPLITS.items():
             image, label = _draw_split(recipe, seed, size, counts[name], bar)
             arrays |= {f"{name}-image": image, f"{name}-label": label}

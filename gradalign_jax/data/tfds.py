@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gradalign_jax.data import cache, directories
 from gradalign_jax.data.directories import Folder
 from gradalign_jax.errors import DataError
+from gradalign_jax.terminal import progress_bar
 
 _BLOCK = 1_000  # records read at a time
 _PACKAGES = {"PIL": "pillow", "google": "protobuf", "tree": "dm-tree"}  # modules that their package does not name
@@ -78,7 +79,7 @@ def read(spec: Spec, folder: Path) -> cache.Arrays:
         builder = _builder_from_directory()(folder)
         _check_info(spec, folder, builder.info)
         total = sum(spec.counts.values())
-        with tqdm(total=total, desc=f"decoding {spec.name} (once)", unit="image", disable=None) as bar:
+        with progress_bar(total=total, desc=f"decoding {spec.name} (once)", unit="image") as bar:
             parts = [_read_split(spec, folder, builder, split, bar) for split in spec.counts]
     except (DataError, MemoryError):
         raise

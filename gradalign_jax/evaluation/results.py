@@ -12,9 +12,9 @@ from gradalign_jax import robustness
 from gradalign_jax.data import Split
 from gradalign_jax.evaluation import warnings
 from gradalign_jax.evaluation.schedule import Plan, Values
+from gradalign_jax.paper import ALPHAS
 
 ATTACKS = ("pgd_linf", "pgd_l2", "square_linf")
-ALPHAS = ("alpha_delta_x", "alpha_x", "alpha_x_label", "alpha_x_target_label", "alpha_x_closest_predicted")
 
 
 def wrong(values: Values, label: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:

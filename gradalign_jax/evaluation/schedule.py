@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gradalign_jax.evaluation.options import Attacks
 from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Variables
 
 # Blocks of images in one point. A block of Square Attack holds an (image, ε) pair in each row.
@@ -88,7 +88,7 @@ def measure(
       plan: the measurements.
       remember: returns a point's recorded value, or computes and records it.
     """
-    with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05, disable=None) as bar:
+    with progress_bar(unit="point", desc="test", smoothing=0.05) as bar:
 
         def tick(queries: int, left: int) -> None:
             bar.set_description(f"test square_linf, query {queries}, {left} left")

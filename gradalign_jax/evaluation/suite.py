@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from gradalign_jax import alignment, robustness
 from gradalign_jax.attacks import apgd, fab
@@ -21,6 +20,7 @@ from gradalign_jax.evaluation.options import Suite
 from gradalign_jax.evaluation.programs import Evaluation, Model
 from gradalign_jax.evaluation.schedule import Point
 from gradalign_jax.ops import precision
+from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Array, Variables, predicted
 
 _DLR_CLASSES = 4  # the targeted DLR loss needs as many
@@ -149,7 +149,7 @@ def run(
     """
     fooled = [np.tile(wrong, (len(epsilons), 1))]
     spent = {name: np.zeros((len(attacks), len(wrong))) for name in ("gradients", "queries", "seconds")}
-    with tqdm(total=len(attacks) * len(epsilons), unit="ε", dynamic_ncols=True, disable=None) as bar:
+    with progress_bar(total=len(attacks) * len(epsilons), unit="ε") as bar:
         for number, stage in enumerate(attacks):
             now = fooled[-1].copy()
             # A minimal-norm attack is made once, with the largest ε; its distance tells every ε that is enough.

@@ -16,7 +16,8 @@ from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square, Suite
 from gradalign_jax.evaluation.programs import Evaluation, build
 from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.storage import pictures
-from gradalign_jax.storage.workdir import Workdir, write_atomically
+from gradalign_jax.storage.atomic import write_atomically
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier, Estimate
 
 
@@ -177,7 +178,8 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
         wrong = values["clean", None]["predicted"] != split.label
         result["suite"] = _measure_suite(subject, split, copies, wrong, block, remember)
         result["warnings"] += result["suite"].pop("warnings")
-    draw(subject, variables, split, result["curves"], workdir)
+    with pictures.optional():
+        draw(subject, variables, split, result["curves"], workdir)
     return result
 
 
@@ -231,4 +233,4 @@ def draw(subject: Subject, variables: Any, split: data.Split, curves: dict[str, 
     pictures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
     arrays = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
     arrays |= {} if delta_x is None else {"delta_x": delta_x}
-    np.savez_compressed(workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
+    pictures.write_arrays(workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX

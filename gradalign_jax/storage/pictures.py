@@ -11,14 +11,22 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from absl import logging
 from matplotlib import image as raster
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gradalign_jax.paper import SPHERES_SHAPE
 from gradalign_jax.storage.atomic import write_atomically
 
-# Spheres' 500 coordinates have no picture; this layout is the authors', and Square Attack's.
-_SPHERES_SHAPE = (20, 25, 1)
+
+@contextmanager
+def optional() -> Iterator[None]:
+    """Log an error while pictures are drawn instead of raising it: no result may be lost to a picture."""
+    try:
+        yield
+    except Exception as error:
+        logging.warning("a picture could not be drawn, the result is not affected: %s", str(error).splitlines()[0])
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _picture(image: np.ndarray) -> np.ndarray:
-    return image.reshape(_SPHERES_SHAPE) if image.ndim == 1 else image
+    return image.reshape(*SPHERES_SHAPE, 1) if image.ndim == 1 else image
 
 
 def draw_gradients(path: Path, image: Any, gradient: Any, delta_x: Any | None) -> None:

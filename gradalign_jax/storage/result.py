@@ -8,8 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax import __version__, paper
-from gradalign_jax.evaluation.results import ALPHAS
 from gradalign_jax.ops import precision
+from gradalign_jax.paper import ALPHAS
 
 _ROWS = {
     "accuracy": "accuracy",

@@ -18,6 +18,7 @@ from gradalign_jax.models import pretrained
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.result import classifier_result, table
 from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.terminal import progress_bar
 from gradalign_jax.training import loop
 
 
@@ -154,7 +155,7 @@ class ClassifierRun:
         value, variables = self.workdir.remembered(), parallel.replicate(best.variables, self.devices)
         grid = (0.0, *self.config.validate.epsilons)
         errors = []
-        for epsilon in tqdm(grid, unit="ε", desc="validation, whole grid", dynamic_ncols=True):
+        for epsilon in progress_bar(grid, unit="ε", desc="validation, whole grid"):
             errors.append(value("validation", epsilon, 0, partial(self.validation_error, variables, epsilon)))
         return {
             "epoch": int(best.epoch),

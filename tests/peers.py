@@ -1,11 +1,13 @@
 """Another implementation of the attacks, adv-lib in PyTorch, and a small classifier with equal weights in both."""
 
+import contextlib
 import importlib
 import sys
 import types
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +54,19 @@ def torch_logits_fn(x):
     import torch
 
     return torch.tanh((x - 0.5) @ torch.as_tensor(FIRST, dtype=x.dtype)) @ torch.as_tensor(SECOND, dtype=x.dtype)
+
+
+@contextlib.contextmanager
+def precision(dtype):
+    """Compute in this type: JAX, and the tensors that adv-lib creates."""
+    import torch
+
+    torch.set_default_dtype(getattr(torch, np.dtype(dtype).name))
+    try:
+        with jax.enable_x64(dtype == np.float64):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def images(count: int, dtype=np.float32) -> tuple[np.ndarray, np.ndarray]:

@@ -256,7 +256,7 @@ def test_equals_adv_lib_image_by_image(norm, target, dtype):
     import torch
 
     epsilon = {"linf": 0.03, "l2": 0.15}[norm]
-    with jax.enable_x64(dtype == np.float64):
+    with peers.precision(dtype):
         image, label = peers.images(200, dtype)
         towards = np.array(targets.likeliest(peers.logits_fn(image), label, 1), np.int64)[:, 0]
         for name, loss in (("dlr", "dlr"), ("ce", "cross_entropy")):
@@ -264,7 +264,7 @@ def test_equals_adv_lib_image_by_image(norm, target, dtype):
                 peers.torch_logits_fn,
                 torch.as_tensor(image),
                 torch.as_tensor(towards if target else label),
-                torch.full((200,), epsilon, dtype=torch.as_tensor(image).dtype),
+                torch.full((200,), epsilon),
                 {"linf": np.inf, "l2": 2}[norm],
                 x_init=torch.as_tensor(image),
                 targeted=target,

@@ -103,11 +103,11 @@ def test_finds_the_distance_to_a_hyperplane(norm, bounds):
     np.testing.assert_allclose(found.distance, expected, rtol=0.01)
     np.testing.assert_allclose(found.distance, norm_of(found.image - image, norm), rtol=1e-5)
     assert np.all(np.asarray(logits_fn(found.image)).argmax(-1) == 1)
+    dual = np.abs(direction).sum() if norm == "linf" else np.linalg.norm(direction)
     if bounds[1] == 9:
-        dual = np.abs(direction).sum() if norm == "linf" else np.linalg.norm(direction)
         np.testing.assert_allclose(expected, value / dual, rtol=1e-3)
     else:
-        assert np.any(np.abs(found.image) == 1)
+        assert np.max(expected / (value / dual)) > 1.1  # the range makes some ways longer
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -186,7 +186,7 @@ def test_equals_adv_lib_image_by_image(norm, dtype, monkeypatch):
 
     if dtype == np.float64:
         monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # adv-lib casts masks to single precision
-    with jax.enable_x64(dtype == np.float64):
+    with peers.precision(dtype):
         image, label = peers.images(200, dtype)
         target = np.array(targets.likeliest(peers.logits_fn(image), label, 1), np.int64)[:, 0]
         nearest, fooled, distance = theirs._fab(
@@ -194,7 +194,7 @@ def test_equals_adv_lib_image_by_image(norm, dtype, monkeypatch):
             torch.as_tensor(image),
             torch.as_tensor(label),
             {"linf": np.inf, "l2": 2}[norm],
-            u=torch.full((200,), np.inf, dtype=torch.as_tensor(image).dtype),
+            u=torch.full((200,), np.inf),
             targets=torch.as_tensor(target),
         )
         run = jax.jit(fab.search(norm, last_steps=0, bounds=(0.0, 1.0)), static_argnums=0)

@@ -114,8 +114,8 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
 
         max(0, logit_y - max_{j≠y} logit_j) + τ (‖Δ_rows u‖ + ‖Δ_columns u‖)
 
-    where Δ are the differences of neighbors, and pixels are read bilinearly within the image. The result is returned
-    where it is misclassified, else the image itself. τ is traced, a scalar or one per image: the larger it is, the
+    where Δ are the differences of neighbors, and pixels are read bilinearly within the image. The last
+    misclassified iterate is returned, or the image itself. τ is traced, a scalar or one per image: the larger it is, the
     smoother the flow and the weaker the attack. `key` is not used. The authors descended for a whole batch at once;
     here each image has its own descent.
 
@@ -143,23 +143,26 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
             return jnp.clip(_sample(image, place[..., 0], place[..., 1], 0.0), *bounds)
 
         def search(image, label, tau):
-            """Return the flow of one image."""
+            """Return the last flow of one image that fools, else none."""
+
+            def margin_of(flow):
+                return margin(logits_fn(moved(flow, image)[None]), label[None])[0]
 
             def objective(flow):
-                value = -margin(logits_fn(moved(flow, image)[None]), label[None])[0]
                 rough = sum(jnp.sqrt(jnp.sum((jnp.diff(flow, axis=axis) + _SMALL) ** 2)) for axis in (0, 1))
-                return jnp.maximum(value, 0) + tau * rough
+                return jnp.maximum(-margin_of(flow), 0) + tau * rough
 
             value_and_gradient = optax.value_and_grad_from_state(objective)
 
             def step(_, carry):
-                flow, state = carry
+                flow, state, kept = carry
                 value, gradient = value_and_gradient(flow, state=state)
                 update, state = descent.update(gradient, state, flow, value=value, grad=gradient, value_fn=objective)
-                return optax.apply_updates(flow, update), state
+                flow = optax.apply_updates(flow, update)
+                return flow, state, jnp.where(margin_of(flow) > 0, flow, kept)
 
             flow = jnp.zeros((*size, 2), image.dtype)
-            return jax.lax.fori_loop(0, iterations, step, (flow, descent.init(flow)))[0]
+            return jax.lax.fori_loop(0, iterations, step, (flow, descent.init(flow), flow))[-1]
 
         tau = jnp.broadcast_to(jnp.asarray(tau, image.dtype), (len(image),))
         x = jax.vmap(moved)(jax.vmap(search)(image, label, tau), image)

@@ -247,7 +247,7 @@ def functions_of(classes, seed=8):
     delta_x = lambda x, y, target, i: jnp.asarray(vector)[target] - x  # noqa: E731
 
     def trained(scale, x):
-        return alignment.aligned_forward(lambda v: (scale * logits_fn(v) ** 2, None), delta_x, x, label)[1].sum()
+        return alignment.aligned_forward(lambda v: (scale[None] * logits_fn(v) ** 2, None), delta_x, x, label)[1].sum()
 
     return image, {
         "measure": lambda x: alignment.measure(logits_fn, delta_x, x, label),

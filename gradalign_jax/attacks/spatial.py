@@ -96,7 +96,7 @@ def make(
                 point = jnp.asarray(points)[i][None]
             else:
                 point = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, i), (3,), minval=-1.0))(keys)
-            x = jax.vmap(lambda image, by: _moved(image, *by, bounds[0]))(image, point * scale)
+            x = jax.vmap(lambda image, by: _moved(image, by[0], by[1], by[2], bounds[0]))(image, point * scale)
             value, wrong = measure(x)
             take = ~fooled & (wrong | (value > best_margin))
             best = jnp.where(per_image(take, x) > 0, x, best)

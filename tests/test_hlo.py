@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.compile_report import hlo
+from launch.compiled import hlo
 
 # As XLA writes it for a GPU: a loop of 3 with cuDNN's forward convolution of stride 2 and its input gradient.
 TEXT = """HloModule jit_f

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from gradalign_jax.ops import platform
-from launch.compile_report import policy, programs
+from launch.compiled import policy, programs
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """Cost and precision of the programs that a GPU or TPU runs, on a machine without either.
 
-    python launch/compile_report --stablehlo                          # needs nothing but the package
-    pip install -e ".[cuda]" && python launch/compile_report --target=h100 cifar_pgd
-    pip install -e ".[tpu]" && python launch/compile_report --target=v5e --devices=4 --output=v5e cifar_pgd
+    python launch/compile_report.py --stablehlo                          # needs nothing but the package
+    pip install -e ".[cuda]" && python launch/compile_report.py --target=h100 cifar_pgd
+    pip install -e ".[tpu]" && python launch/compile_report.py --target=v5e --devices=4 --output=v5e cifar_pgd
 
 --stablehlo lowers each program for "cuda" and "tpu", prints its products by type and precision, and exits with 1 if one
 breaks the precision policy (policy.py). --target compiles the programs, at the paper's sizes, for a device that is not
@@ -31,10 +31,10 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
 from gradalign_jax.ops import platform
-from launch.compile_report import hlo, policy, programs, targets
+from launch.compiled import hlo, policy, programs, targets
 
 COLUMNS = ("program", "batch", "compile s", "arguments GB", "temporary GB", "GFLOP a step", "of analytic", "products")
 COLUMNS += ("GB a step", "kernels a step", "collectives a step", "roofline ms a step", "largest batch that fits")
@@ -64,7 +64,7 @@ def main() -> int:
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Return the parser and the parsed command line."""
     parser = argparse.ArgumentParser(
-        prog="python launch/compile_report",
+        prog="python launch/compile_report.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,27 +6,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradalign_jax.types import Array
+from gradalign_jax.types import Array, Batch, Step
 
 
 def make_chunk(
-    step: Callable,
-    source: Callable,
+    step: Step,
+    source: Callable[[Any, Array], Callable[[Array, Array, Array], Batch]],
     length: int,
     batch_size: int,
     share: Callable[[Array], Array] = lambda rows: rows,
 ) -> Callable:
     """Build `chunk(state, data, key, inputs) -> (state, metrics [length])`: `length` steps as one program.
 
-    Args:
-      step: as `make_step` builds it.
-      source: (data, first step) -> at, called once per chunk; at(key, slots `[b]`, step) returns the Batch of those
-        slots of the step's whole batch, with the step's key.
-      length: number of steps; the chunk starts at `state.step`.
-      batch_size: slots of a whole batch, over all devices.
-      share: this device's slots out of all.
+    Random keys depend on `key`, the number of the step and the place in the batch alone, so a resumed run equals an
+    uninterrupted one.
 
-    A slot's keys derive from (key, step, slot), so a resumed run equals an uninterrupted one.
+    Args:
+      step: a training step, as `make_step` builds it.
+      source: (data, first step) -> at, called once for each chunk. at(key, slots `[b]`, step) -> Batch: the examples at
+        the places `slots` of the batch of `step`, with the key of that step.
+      length: number of steps; the chunk starts at `state.step`.
+      batch_size: number of examples in a whole batch, over all devices.
+      share: all slots -> the slots of this device.
     """
     slots = jnp.arange(batch_size)
 

@@ -1,7 +1,7 @@
-"""The three methods of training a classifier, each as a pure step.
+"""The three methods of training a classifier, each as one pure step.
 
 baseline: cross-entropy. align: cross-entropy minus λ_α times the alignment (Eq. 9, a double gradient).
-pgd: cross-entropy of adversarial images alone (Eq. 17). Only align computes input gradients of clean images.
+pgd: cross-entropy of adversarial images alone (Eq. 17). Only align computes input gradients of the clean images.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import optax
 
 from gradalign_jax import alignment
 from gradalign_jax.ops import precision
-from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Variables
+from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Step, Variables
 
 METHODS = ("baseline", "align", "pgd")
 
@@ -41,7 +41,7 @@ class StepInputs(NamedTuple):
 
 
 def create_state(classifier: Classifier, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """Return a new state: `classifier.init(key)`, the optimizer's initial state, step 0."""
+    """Return the initial state: variables from `classifier.init(key)`, a fresh optimizer, step 0."""
     variables = classifier.init(key)
     return TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
 
@@ -55,27 +55,28 @@ def make_step(
     attack_precision: str = "float32",
     training_precision: str = "float32",
     mean: Callable[[Any], Any] = lambda tree: tree,
-) -> Callable:
+) -> Step[TrainState]:
     """Build `step(state, batch, keys, inputs) -> (state, metrics)`.
 
     `keys` holds one key per image; `inputs` is a `StepInputs`. Metrics are batch means: `loss`, `error`, and
     for align `alignment`.
 
     Args:
-      classifier, optimizer: the model's two functions and an optax transformation.
+      classifier: the model.
+      optimizer: an optax transformation.
       method: one of METHODS.
-      attack: for pgd, built by `attacks.pgd.make`; it sees the model in evaluation mode.
-      attack_precision: of the attack's products, one of `precision.NAMES`.
-      training_precision: of the products of losses and parameter updates, float32 or tf32.
-      mean: averages gradients, statistics and metrics over devices; the identity on one device.
+      attack: for pgd, an attack as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
+      attack_precision: precision of the products in the attack, one of `precision.NAMES`.
+      training_precision: precision of the products in losses and updates, float32 or tf32.
+      mean: averages gradients, statistics and metrics over devices; identity on one device.
 
     Raises:
-      ValueError: on an unknown method, or pgd without an attack; from the step, on align without a Δx.
+      ValueError: if the method is unknown, or pgd has no attack; from the step, if align has no Δx.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {METHODS}")
     if method == "pgd" and attack is None:
-        raise ValueError("method 'pgd' needs an attack")
+        raise ValueError("method 'pgd' needs an attack: give attack")
 
     def loss_fn(params, statistics, batch: Batch, inputs: StepInputs):
         def apply(image):

@@ -218,7 +218,8 @@ def measure(
       `[B]` arrays: `target` (c̃, Eq. 5), `distance` (signed, linearized, to c̃; Lemma 1), `alpha_delta_x`
       (cos(Δx, ∇ℓ) with ℓ = logit_c̃ - logit_y; Eqs. 6 and 8), `alpha_x` (|cos(x, ∇logit_m)|, Eq. 18) and the
       other gradients of Table S2: `alpha_x_label` (Ψ_y), `alpha_x_target_label` (Ψ_c̃ - Ψ_y) and
-      `alpha_x_closest_predicted` (Ψ_c* - Ψ_m).
+      `alpha_x_closest_predicted` (Ψ_c* - Ψ_m); `condition`, whether {c*, m} = {y, c̃}, which Theorem 1 assumes; and with
+      a Δx its L2 norm `norm_delta_x`.
     """
     logits, pull_back = jax.vjp(logits_fn, image)
     gradients = _gradients(pull_back, logits)
@@ -235,9 +236,12 @@ def measure(
         "alpha_x_label": jnp.abs(cosine_similarity(image, of_label)),
         "alpha_x_target_label": jnp.abs(cosine_similarity(image, towards_target)),
         "alpha_x_closest_predicted": jnp.abs(cosine_similarity(image, towards_closest)),
+        "condition": ((predicted == label) & (closest == target)) | ((predicted == target) & (closest == label)),
     }
     if delta_x is not None:
-        result["alpha_delta_x"] = cosine_similarity(delta_x(image, label, target, index), towards_target)
+        vector = delta_x(image, label, target, index)
+        result["alpha_delta_x"] = cosine_similarity(vector, towards_target)
+        result["norm_delta_x"] = jnp.linalg.norm(vector.reshape(len(image), -1), axis=-1)
     return result
 
 

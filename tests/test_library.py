@@ -56,6 +56,12 @@ def test_one_call_measures_a_users_model():
     assert result["alpha_delta_x"] == pytest.approx(1, abs=1e-5)
     assert not any("PGD" in line for line in result["warnings"])
     assert result["classes"] == 2
+    # A linear model satisfies the theorems' assumptions: Lemma 1 is exact up to the grid, Theorem 2's bounds coincide.
+    theory, norm = result["theory"], np.linalg.norm(DIRECTION)
+    assert theory["condition"] == 1
+    assert 0.8 < theory["lemma_1_pgd"] <= 1.001
+    assert theory["lower_bound"] == pytest.approx(norm / 2, rel=1e-5) == theory["upper_bound"]
+    assert result["accuracy_by_class"] == {"0": 1, "1": 1}
     json.dumps(result)
 
 

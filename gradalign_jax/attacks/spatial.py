@@ -115,7 +115,7 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
         max(0, logit_y - max_{j≠y} logit_j) + τ (‖Δ_rows u‖ + ‖Δ_columns u‖)
 
     where Δ are the differences of neighbors, and pixels are read bilinearly within the image. The last
-    misclassified iterate is returned, or the image itself. τ is traced, a scalar or one per image: the larger it is, the
+    misclassified iterate is returned, or the image itself. τ is traced, a scalar or one per image: the larger τ, the
     smoother the flow and the weaker the attack. `key` is not used. The authors descended for a whole batch at once;
     here each image has its own descent.
 

@@ -37,7 +37,7 @@ def summarize(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
       `accuracy`, `epsilon_half` by attack, the mean alignments, `curves` by attack; `smallest_epsilon`: by attack, the
       smallest ε of the grid that fooled each image, 0 where it was misclassified without an attack, None where no ε
       fooled it; `linearity`: Figure 7's pairs for each image, the signed linear approximation of the distance to the
-      decision boundary (Lemma 1) and Carlini and Wagner's distance; `warnings`.
+      decision boundary (Lemma 1) and Carlini and Wagner's distance; `accuracy_by_class`; `theory`; `warnings`.
     """
     rows, clean = wrong(values, split.label, plan), values["clean", None]["predicted"] != split.label
     curves = {attack: curve(plan.grid(attack), of) for attack, of in rows.items()}
@@ -62,6 +62,8 @@ def summarize(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
             attack: finite(robustness.smallest_epsilon(plan.grid(attack), of)) for attack, of in rows.items()
         },
         "linearity": _linearity(values, split, ~clean) if ("nearest", None) in values else None,
+        "accuracy_by_class": {str(c): 1 - float(clean[split.label == c].mean()) for c in np.unique(split.label)},
+        "theory": _theory(values, rows, plan, ~clean),
         "warnings": lines,
     }
 
@@ -104,6 +106,38 @@ def _linearity(values: Values, split: Split, correct: np.ndarray) -> dict[str, A
         "correct": correct[first].tolist(),
         "median_carlini_wagner": finite([np.median(distance)])[0],
     }
+
+
+def _theory(values: Values, rows: dict[str, np.ndarray], plan: Plan, correct: np.ndarray) -> dict[str, Any]:
+    """Return how far the assumptions and bounds of the paper's theory hold; None where nothing was measured.
+
+    Returns:
+      `condition`: share of images with {c*(x), m(x)} = {y, c̃(x)} (Theorem 1).
+      `lemma_1`, `lemma_1_pgd`: median over correctly classified images of Lemma 1's |ρ| over the distance that Carlini
+        and Wagner's attack found, and over the smallest ε of the grid at which PGD L2 fooled.
+      `lower_bound`, `upper_bound`: Theorem 2's bounds of the mean robustness ρ_m, inf(D) ᾱ_Δx / 2 and
+        sup(D) ᾱ_Δx / 2, with D the norms of Δx.
+    """
+    alignment = values["alignment", None]
+    rho = np.abs(alignment["distance"])
+    distances = {"lemma_1": values.get(("nearest", None), {}).get("distance")}
+    if "pgd_l2" in rows:
+        distances["lemma_1_pgd"] = robustness.smallest_epsilon(plan.grid("pgd_l2"), rows["pgd_l2"])
+    result: dict[str, float | None] = dict.fromkeys(
+        ("condition", "lemma_1", "lemma_1_pgd", "lower_bound", "upper_bound")
+    )
+    if "condition" in alignment:  # absent from points that earlier releases recorded
+        result["condition"] = float(alignment["condition"].mean())
+    for name, distance in distances.items():
+        if distance is not None:
+            used = correct[: len(distance)] & np.isfinite(distance) & (distance > 0)
+            result[name] = float(np.median(rho[: len(distance)][used] / distance[used])) if used.any() else None
+    if "norm_delta_x" in alignment:
+        half = float(np.mean(alignment["alpha_delta_x"], dtype=np.float64)) / 2
+        norm = alignment["norm_delta_x"]
+        bounds = finite([float(norm.min()) * half, float(norm.max()) * half])
+        result["lower_bound"], result["upper_bound"] = bounds
+    return result
 
 
 def finite(values: Iterable[float]) -> list[float | None]:

@@ -15,6 +15,9 @@ from types import FrameType
 # The statuses 130 and 143 are what shells report for these signals; a warning counts as SIGTERM.
 _STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 129}
 
+# Functions whose exceptions Python drops: finalizers, and what JAX calls at each garbage collection.
+_DROPPING = ("__del__", "_xla_gc_callback")
+
 _EXIT, _RAISE, _DEFER = range(3)
 _answer = _EXIT
 _received: signal.Signals | None = None
@@ -33,6 +36,7 @@ def listen() -> None:
     for number in _STATUS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    signal.signal(signal.SIGALRM, _handle_later)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -42,7 +46,22 @@ def _handle(number: int, frame: FrameType | None) -> None:
         os.write(2, f"\ngradalign_jax: stopped by {_received.name}\n".encode())
         os._exit(_STATUS[_received])
     if _answer == _RAISE or (again and number == signal.SIGINT):  # the second Ctrl-C does not wait
-        raise Stop(_received)
+        _raise(frame)
+
+
+def _handle_later(number: int, frame: FrameType | None) -> None:
+    if _answer == _RAISE:
+        _raise(frame)
+
+
+def _raise(frame: FrameType | None) -> None:
+    """Raise the stop; a moment later where Python would print and drop the exception."""
+    while frame is not None:
+        if frame.f_code.co_name in _DROPPING:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
+    raise Stop(_received)
 
 
 def requested() -> bool:
@@ -51,7 +70,7 @@ def requested() -> bool:
 
 
 def check() -> None:
-    """Raise the stop that was deferred, or whose exception got lost: Python drops one raised in a finalizer.
+    """Raise the stop that was deferred, or that Python dropped, as it drops exceptions of weakref callbacks.
 
     Raises:
       Stop: if a signal told the run to stop.

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import chex
@@ -85,14 +86,30 @@ def test_a_deferred_signal_waits_and_a_second_interrupt_does_not():
         raise AssertionError("the second interrupt was deferred")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_stop_that_python_dropped_is_raised_at_the_next_point(tmp_path):
+def test_a_signal_within_a_finalizer_is_raised_after_it():
     class Collected:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0)  # the handler runs here, and Python drops what a finalizer raises
+            time.sleep(0)  # the handler runs here
 
-    Collected()
+    with pytest.raises(stopping.Stop):
+        Collected()
+        time.sleep(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_dropped_is_raised_at_the_next_point(tmp_path):
+    class Referred:
+        pass
+
+    def callback(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+    referred = Referred()
+    reference = weakref.ref(referred, callback)
+    del referred
+    assert reference() is None
     workdir = Workdir(tmp_path, {})
     with pytest.raises(stopping.Stop):
         workdir.remembered()("a", None, 0, lambda: 1)
@@ -100,16 +117,12 @@ def test_a_stop_that_python_dropped_is_raised_at_the_next_point(tmp_path):
 
 
 def process(path, *changes):
-    command = [sys.executable, "-m", "gradalign_jax.main", "--config=configs/spheres.py:baseline,smoke"]
+    """`python -m gradalign_jax.main`, with Ctrl-C as in a terminal: a shell's background jobs ignore it."""
+    program = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "runpy.run_module('gradalign_jax.main', run_name='__main__', alter_sys=True)"
     options = [f"--workdir={path}", "--config.model.hidden=(32,)", "--config.train.epochs=10000", *changes]
-    return subprocess.Popen(
-        command + options,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command = [sys.executable, "-c", program, "--config=configs/spheres.py:baseline,smoke", *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_typed_run_says_what_it_saved(tmp_path):
@@ -141,4 +154,6 @@ def test_an_interrupt_of_a_starting_run_is_one_line(seconds, tmp_path):
     finally:
         starting.kill()
     assert starting.returncode == 130
-    assert [line for line in errors.splitlines() if line] == ["gradalign_jax: stopped by SIGINT"]
+    said = [line for line in errors.splitlines() if line]
+    assert len(said) == 1, errors
+    assert said[0].startswith("gradalign_jax: stopped by SIGINT")

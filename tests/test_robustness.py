@@ -52,7 +52,7 @@ def test_hand_made_curves(epsilons, errors, half, censored):
         ((0, 2, 1), (0, 0, 1), "ascend"),
         ((0, 1), (0, 1.5), "rates"),
         ((), (), "equally"),
-        ((-1,), (0.1,), "no number >= 0"),
+        ((-1,), (0.1,), "must include a number >= 0"),
     ],
 )
 def test_wrong_curves_are_named(epsilons, errors, named):

@@ -25,7 +25,7 @@ from launch.bench.torch_peer import authors, lean, models  # noqa: E402
 STYLES = {"authors": authors, "lean": lean}
 EPSILON, STEP_SIZE, WEIGHT = 0.05, 0.02, 0.3
 
-# Compiling is most of this file's time; without optimising the machine code it takes half as long.
+# Compiling is most of this file's time; without optimizing the machine code it takes half as long.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -168,7 +168,7 @@ def test_logits_and_input_jacobian_agree_in_training_mode(pair):
 
 @pytest.mark.parametrize("method", training.METHODS)
 def test_two_training_steps_agree(pair, method):
-    """Two steps, so that the optimiser's state and the running statistics count as well."""
+    """Two steps, so that the optimizer's state and the running statistics count as well."""
     case, batch = pair.case, Batch(pair.image, pair.label, jnp.arange(len(pair.label)))
     keys = jax.random.split(jax.random.key(1), len(pair.label))
     vector = np.random.default_rng(1).normal(size=pair.image.shape)

@@ -82,7 +82,7 @@ def _draw_split(recipe: Recipe, seed: int, size: int, count: int, bar: tqdm) -> 
     stream = np.random.RandomState(seed)
     label = (stream.choice([0.5, 0.8], size)[:count] < 0.7).astype(np.int32)
     image = np.empty((count, recipe.size, recipe.size, 1), np.float32)
-    clean = np.stack([exact.centred_square(recipe.size, side) - 0.5 for side in recipe.sides])
+    clean = np.stack([exact.centered_square(recipe.size, side) - 0.5 for side in recipe.sides])
 
     def finish(start: int, field: np.ndarray) -> None:
         stop = start + len(field)

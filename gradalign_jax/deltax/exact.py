@@ -46,7 +46,7 @@ def squares(sides: tuple[int, int], size: int) -> DeltaX:
       delta_x(image, label, target, index) -> `[B, size, size, 1]`: on the ring between the squares -1 for
       class 0, which shrinks the square, and +1 for class 1; 0 elsewhere.
     """
-    large, small = (centred_square(size, side) for side in sides)
+    large, small = (centered_square(size, side) for side in sides)
     ring = large & ~small
 
     def delta_x(image: Array, label: Array, target: Array | None = None, index: Array | None = None) -> Array:
@@ -56,7 +56,7 @@ def squares(sides: tuple[int, int], size: int) -> DeltaX:
     return delta_x
 
 
-def centred_square(size: int, side: int) -> np.ndarray:
+def centered_square(size: int, side: int) -> np.ndarray:
     """Return a mask `[size, size]`, True on the square of that (even) side around the center."""
     distance = np.arange(size) - size // 2
     inside = (distance >= -(side // 2)) & (distance < side // 2)

@@ -64,8 +64,8 @@ def _nearest(examples: Examples, query: Array, target: Array, k: int) -> Array:
     def compare(best: tuple[Array, Array], inputs: tuple[Array, Examples]):
         first, some = inputs
         # |a - x|² without |x|², which is the same for every a. Full precision: neighbors differ by little.
-        distance = some.norm - 2 * jnp.matmul(query, some.flat.T, precision="highest")
-        distance = jnp.where(some.label == target[:, None], distance, jnp.inf)
+        distance = some.norm[None] - 2 * jnp.matmul(query, some.flat.T, precision="highest")
+        distance = jnp.where(some.label[None] == target[:, None], distance, jnp.inf)
         values = jnp.concatenate([best[0], distance], axis=1)
         places = jnp.broadcast_to(first + jnp.arange(block), distance.shape)
         places = jnp.concatenate([best[1], places], axis=1)

@@ -3,14 +3,15 @@
     python -m gradalign_jax.main --config=configs/cifar10.py:pgd --workdir=runs/cifar10_pgd
 
 Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx, ᾱ_x): baseline 84.0 .008 .23 .008 .008; align 81.1 .012 .44 .025
-.020; pgd 82.6 .023 .77 .041 .031. A run is 100 epochs of 351 batches of 128; the best epoch is one from the 34th on.
+.020; pgd 82.6 .023 .77 .041 .031. A run has 100 epochs of 351 batches of 128;
+the best epoch is selected from the 34th on.
 """
 
 from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | gan | project, and smoke."""
+    """Return the config of a task: baseline | align | pgd | evaluate | gan | project; `,smoke` shrinks it."""
     task, smoke = common.parse(argument, (*common.MULTICLASS, "gan", "project"))
     if task == "gan":
         return common.gan("cifar10", smoke=smoke)

@@ -1,8 +1,8 @@
-"""Chest radiographs of two classes: the paper's COPD experiments on films of one's own (paper 3.1; authors' code).
+"""Chest radiographs of two classes: the paper's COPD experiments on your own films (paper 3.1; authors' code).
 
     python -m gradalign_jax.main --config=configs/copd.py:vrgan --config.data.folder=FILMS --config.data.table=TABLE.csv
 
-`gradalign_jax/data/radiographs.py` says what the table holds. Paper, Table 2, on its private films (accuracy %, ε50%
+`gradalign_jax/data/radiographs.py` lists the table's columns. Paper, Table 2, on private films (accuracy %, ε50%
 L∞, L2, ᾱ_Δx, ᾱ_x): baseline 66.3 .006 .73 .016 .002; align 64.2 .020 2.91 .163 .064; pgd 64.7 .063 4.97 .081 .023.
 """
 
@@ -12,7 +12,7 @@ from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    """Return the config of a task: baseline | align | pgd | evaluate | vrgan; `,smoke` shrinks it."""
     task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
     if task == "vrgan":
@@ -40,5 +40,5 @@ def get_config(argument: str | None = None):
 
 
 def _films(config: ConfigDict) -> None:
-    config.data.folder = ""  # of the films
-    config.data.table = ""  # CSV; "": metadata.csv in that folder
+    config.data.folder = ""  # folder of films
+    config.data.table = ""  # CSV file; "": metadata.csv in the folder

@@ -3,22 +3,20 @@ r"""MNIST, ten digits (paper 3.1; authors' code).
     python -m gradalign_jax.main --config=configs/mnist.py:pgd --workdir=runs/mnist_pgd
 
 Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx, ᾱ_x): baseline 99.2 .171 2.19 .075 .038; align 99.2 .325 3.55 .592
-.320; pgd 99.4 .554 4.32 .181 .043. A run is 30 epochs of 843 batches of 64.
+.320; pgd 99.4 .554 4.32 .181 .043. A run has 30 epochs of 843 batches of 64.
 
-The GAN in full takes a GPU. A narrow one for two CPU cores, 4 minutes on a Zen 5 server:
+The full GAN needs a GPU. A narrow one for two CPU cores takes 4 minutes on a Zen 5 server; so short a run needs a
+larger weight of the hinge than the authors' (configs/README.md):
 
     python -m gradalign_jax.main --config=configs/mnist.py:gan --config.gan.width=32 --config.gan.iterations=1000 \
       --config.gan.sample_every=250 --config.train.log_every=10 --config.gan.hinge=1 --workdir=runs/mnist_gan
-
-In so short a run the authors' weight of the hinge, .05, drew digits, but not those that it was asked for: of 1,000
-samples 18 % were of their class after 1,500 iterations, with a weight of 1 99 % after 1,000.
 """
 
 from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | gan | project, and smoke."""
+    """Return the config of a task: baseline | align | pgd | evaluate | gan | project; `,smoke` shrinks it."""
     task, smoke = common.parse(argument, (*common.MULTICLASS, "gan", "project"))
     if task == "gan":
         return common.gan("mnist", smoke=smoke)

@@ -3,14 +3,14 @@
     python -m gradalign_jax.main --config=configs/mnist35.py:pgd --workdir=runs/mnist35_pgd
 
 Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx, ᾱ_x): baseline 99.3 .198 2.36 .171 .013; align 99.5 .357 3.88 .678
-.196; pgd 99.5 .547 4.20 .345 .040. A run is 30 epochs of 200 batches of 12.
+.196; pgd 99.5 .547 4.20 .345 .040. A run has 30 epochs of 200 batches of 12.
 """
 
 from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    """Return the config of a task: baseline | align | pgd | evaluate | vrgan; `,smoke` shrinks it."""
     task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
     if task == "vrgan":

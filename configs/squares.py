@@ -3,16 +3,16 @@
     python -m gradalign_jax.main --config=configs/squares.py:align --workdir=runs/squares_align
 
 Paper, Table 2 (accuracy %, ε50% L∞, L2, ᾱ_Δx, ᾱ_x): baseline 100 .031 16.5 .026 .022; align 100 .435 61.9 .926
-.357; pgd 100 .501 61.3 .222 .151. About 17 % of the pixels lie outside [-1, 1]; with attack.clip="range" the attack
-clamps them as the authors' did, which adds an L2 move of about 32 that is no part of ε:
-`--config.attack.clip=data` attacks without it, and then L2 figures are not comparable with the paper's.
+.357; pgd 100 .501 61.3 .222 .151. About 17 % of the pixels lie outside [-1, 1]. With attack.clip="range" the attack
+clamps them like the authors', which adds an L2 distance of about 32 that is not part of ε. `--config.attack.clip=data`
+attacks without it; its L2 numbers are not comparable with the paper's.
 """
 
 from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | vrgan, and smoke."""
+    """Return the config of a task: baseline | align | pgd | evaluate | vrgan; `,smoke` shrinks it."""
     task, smoke = common.parse(argument, common.DIRECT)
     model = {"name": "resnet", "binary": True, "channels": 1, "input_mapping": "raw"}
     if task == "vrgan":

@@ -1,27 +1,26 @@
-r"""Squares32: the squares at 32 x 32 in range, the conditional GAN's set with a known Δx.
+r"""Squares32: squares of 32 x 32 pixels within [-1, 1], the conditional GAN's data set with an exact Δx.
 
     python -m gradalign_jax.main --config=configs/squares32.py:align --workdir=runs/squares32_align
 
 The paper trains no classifier on it; the settings here are those of Squares, the input mapping that of MNIST.
 
-The GAN in full takes a GPU. A narrow one for two CPU cores:
+The full GAN needs a GPU. A narrow one for two CPU cores:
 
     python -m gradalign_jax.main --config=configs/squares32.py:gan --config.gan.width=32 --config.gan.iterations=2000 \
       --config.gan.sample_every=250 --config.train.log_every=10 --workdir=runs/squares32_gan
 
-On two cores of a Zen 5 server an iteration took .21 s, the whole 8 minutes. After 500 iterations the squares could be
-seen, each of its class's size.
+It takes 8 minutes on two cores of a Zen 5 server (configs/README.md).
 """
 
 from configs import common
 
 
 def get_config(argument: str | None = None):
-    """baseline | align | pgd | evaluate | vrgan | gan | project, and smoke."""
+    """Return the config of a task: baseline | align | pgd | evaluate | vrgan | gan | project; `,smoke` shrinks it."""
     task, smoke = common.parse(argument, (*common.DIRECT, "gan", "project"))
     if task == "gan":
         config = common.gan("squares32", iterations=25_000, smoke=smoke)
-        config.gan.use_validation = False  # drawn apart; the authors train on the 10,000 alone
+        config.gan.use_validation = False  # sampled separately; the authors train on the 10,000 only
         return config
     if task == "project":
         return common.project("squares32", penalty=0.03, learning_rate=0.2, batch=12, smoke=smoke)

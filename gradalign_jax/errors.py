@@ -10,4 +10,4 @@ class DataError(ValueError):
 
 
 class OutOfMemoryError(ValueError):
-    """A program does not fit into a device's memory; the message names the key and a value that fits."""
+    """A program that needs more memory than the device has; the message names the key and a value that fits."""

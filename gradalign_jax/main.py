@@ -1,29 +1,37 @@
-"""Runs one experiment.
+"""Run one experiment.
 
     python -m gradalign_jax.main --config=configs/spheres.py:pgd --workdir=runs/spheres_pgd
     python -m gradalign_jax.main --config=configs/cifar10.py:pgd,smoke --config.seed=1 --workdir=runs/smoke
 
 The config file's argument names the task (baseline, align, pgd, evaluate, vrgan, gan, project) and optional flags
-(smoke). Any key can be changed: --config.attack.epsilon=0.01. The same command typed again goes on where the run was
-stopped.
+(smoke). Any key can be changed: --config.attack.epsilon=0.01. Type the same command again to resume a stopped run.
 """
+
+from gradalign_jax import stopping
+
+if __name__ == "__main__":
+    stopping.listen()  # before the slow imports
 
 import difflib
 import importlib
 import os
 import re
 import sys
+import types
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from gradalign_jax import terminal
 from gradalign_jax.experiment import config_checks
 
 # Not the flag's own default: that one is loaded while the flag is defined, where no error can be explained.
 _DEFAULT = "configs/spheres.py:align,smoke"
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, f"config file, and after a colon task[,flag]; default {_DEFAULT}"
+    "config",
+    None,
+    f"config file, and after a colon task[,flag]; configs/... not found here is the installed one; default {_DEFAULT}",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the run; default: runs/ and the config's name, or CLASSIFIER_evaluate"
@@ -31,7 +39,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _explain(error: Exception) -> str:
-    """One line from what the flag parser raises, which holds whole tracebacks at times."""
+    """Return one line for an error of the flag parser, whose text may hold whole tracebacks."""
     text = str(error)
     if missing := re.search(r"No such file or directory: '([^']+)'", text):
         path = Path(missing[1])
@@ -40,7 +48,7 @@ def _explain(error: Exception) -> str:
         return f"no config file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
     if raised := re.findall(r"^\s*\w*Error: (.+)$", text, re.MULTILINE):
         return raised[-1]
-    if isinstance(error, AttributeError | KeyError):  # ml_collections' answer to a misspelt key
+    if isinstance(error, AttributeError | KeyError):  # ml_collections' answer to a misspelled key
         key = re.search(r"'(\w+)\\?'", text)
         near = re.search(r'Did you mean "(\w+)"', text)
         return f"the config has no key {key[1] if key else text!r}" + (f"; did you mean {near[1]!r}?" if near else "")
@@ -48,12 +56,14 @@ def _explain(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What stopped a run, in one line; of what the package did not foresee, also where to look."""
+    """Return why a run failed in one line, and for an unexpected error where to look."""
     line = (str(error) or type(error).__name__).splitlines()[0]
-    if "RESOURCE_EXHAUSTED" in line:  # outside the programs that name a value themselves (memory.py)
+    if type(error).__module__.startswith("gradalign_jax"):
+        return line
+    # Programs that name the key and a value themselves raise OutOfMemoryError (memory.py).
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in line:
         return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
-    foreseen = type(error).__module__.startswith("gradalign_jax")
-    return line if foreseen else f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
+    return f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
 
 
 def _fail(message: str, status: int = 2) -> None:
@@ -61,20 +71,48 @@ def _fail(message: str, status: int = 2) -> None:
     sys.exit(status)
 
 
+def _make_importable(config_file: str) -> None:
+    """Let a config import its neighbors, wherever the command is typed and whatever else is called `configs`."""
+    folder = Path(config_file).absolute().parent
+    if folder.name == "configs":
+        package = types.ModuleType("configs")
+        package.__path__ = [str(folder)]
+        sys.modules["configs"] = package
+    else:
+        sys.path.append(str(folder.parent))
+
+
+def _locate(argument: str) -> str:
+    """Return a --config argument with the installed copy of its file, if `configs/...` does not exist from here."""
+    option, equals, value = argument.partition("=")
+    path, colon, task = value.partition(":")
+    if option not in ("--config", "-config") or not path.startswith("configs/") or os.path.exists(path):
+        return argument
+    package = Path(__file__).resolve().parent  # configs/ lies inside an installed package, and beside a checkout's
+    found = next((str(root / path) for root in (package, package.parent) if (root / path).is_file()), path)
+    return f"{option}{equals}{found}{colon}{task}"
+
+
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags and checks the config's values, all before JAX is imported."""
+    """Parse flags and check the config's values, before JAX is imported."""
+    terminal.spell_symbols()
     if not any(re.match("--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
+    argv = [_locate(argument) for argument in argv]
+    argv = [re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in argv]
     if {"-h", "-help", "--help"} & set(argv):  # absl's own answer exits with 1
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
-    for argument in argv:  # configs import their neighbours, wherever the command is typed
-        if argument.startswith(("--config=", "-config=")):
-            sys.path.append(str(Path(argument.partition("=")[2].partition(":")[0]).absolute().parent.parent))
+    for argument in argv:
+        if config_file := re.match("--?config=([^:]+)", argument):
+            _make_importable(config_file[1])
+        if element := re.match(r"--?config\.([\w.]+)\[", argument):
+            _fail(f"config.{element[1]} is changed as a whole: --config.{element[1]}='(VALUE, VALUE)'")
     try:
         rest = flags.FLAGS(argv)
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+        config_checks.expand_home(_CONFIG.value)
         config_checks.check(_CONFIG.value)
         config_checks.resolve(_CONFIG.value)
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
@@ -83,46 +121,58 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def default_workdir(config_path: str, classifier: str = "") -> str:
-    """runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke; DIR_evaluate for an evaluation of the run in DIR."""
+    """Return runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke; CLASSIFIER_evaluate for an evaluation."""
     if classifier:
         return f"{os.path.normpath(classifier)}_evaluate"
     file, _, argument = config_path.partition(":")
     return os.path.join("runs", "_".join([Path(file).stem, *filter(None, argument.split(","))]))
 
 
-def main(argv: list[str]) -> None:
-    """Sets JAX up, opens the run's directory and hands the config to its task."""
-    del argv
-    config = _CONFIG.value
-    path = _WORKDIR.value or default_workdir(
-        config_flags.get_config_filename(flags.FLAGS["config"]), config.get("classifier", "")
-    )
-    logging.set_verbosity(logging.WARNING)
+def _set_up_jax() -> None:
+    """Set JAX's options, before the first array."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which this process may lack; pictures go to files
     import jax
 
     from gradalign_jax.data import cache
 
-    # Programs compiled once are read back by the next start; set before the first array.
-    jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # What is reported; searches and training choose for themselves (config.precision).
+    if not jax.config.jax_compilation_cache_dir:  # programs compiled once are read by the next start
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Reported numbers; searches and training choose for themselves (config.precision).
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def main(argv: list[str]) -> None:
+    """Set up JAX, open the run's directory and hand the config to its task."""
+    del argv
+    config, workdir = _CONFIG.value, None
+    path = os.path.expanduser(_WORKDIR.value or "") or default_workdir(
+        config_flags.get_config_filename(flags.FLAGS["config"]), config.get("classifier", "")
+    )
+    logging.set_verbosity(logging.WARNING)
+    _set_up_jax()
+    from gradalign_jax import parallel
     from gradalign_jax.storage.workdir import Workdir
 
     try:
-        task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")
-        workdir = Workdir(path, config.to_dict())
-        outcome = workdir.result()
-        if outcome is None:
-            outcome = task.run(config, workdir)
-        workdir.close()
-    except KeyboardInterrupt:
-        _fail("stopped; type the same command to go on", 130)
+        with stopping.raised():
+            task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")
+            workdir = Workdir(path, config.to_dict())
+            outcome = workdir.result()
+            if outcome is None:
+                parallel.check_platform()
+                outcome = task.run(config, workdir)
+            workdir.close()
+    except KeyboardInterrupt as stop:
+        status = stop.status if isinstance(stop, stopping.Stop) else 130
+        saved = f"; {workdir.saved()}; type the same command again to resume" if workdir else ""
+        _fail(f"stopped by {str(stop) or 'SIGINT'}{saved}", status)
     except Exception as error:
         if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
         _fail(_first_line(error))
-    print(f"{task.table(outcome)}\n{workdir.path}/result.json")
+    print(f"{task.table(outcome)}\n{workdir.path}/result.json", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many images a program takes at a time where the config leaves it open, and what to do when memory runs out."""
+"""The block size of a program where the config does not give one, and the error when memory runs out."""
 
 import math
 import re
@@ -10,44 +10,51 @@ import jax
 from gradalign_jax.errors import OutOfMemoryError
 from gradalign_jax.ops import platform
 
-# Temporary bytes that a program takes for one image or pair, by the size of the images, from the H100 programs that
-# launch/compile_report.py compiles: of an evaluation the larger of PGD's and of all alignments' (K gradients at once,
-# float32), of a projection one step of Adam with TF32.
+# Temporary bytes of a compiled H100 program (launch's compile report) per image or pair, by the number of pixels. Of
+# an evaluation the larger of PGD and all alignments (K gradients at once, float32); of a projection one step of Adam in
+# TF32.
 _EVALUATION = {32 * 32: 10.8e6, 28 * 28: 0.93e6, 224 * 224: 13.9e6}
 _PROJECTION = 3.9e6
-_CPU = {"evaluate": 100, "project": 16}  # measured fastest: what is worked on stays in the caches
-_MOST = {"evaluate": 1000, "project": 2048}  # more does not fill a GPU better
-_SHARE = 0.6  # of the memory; data, weights and fragmentation take the rest
+_CPU = {"evaluate": 100, "project": 16}  # measured fastest: the arrays stay in the caches
+_MOST = {"evaluate": 1000, "project": 2048}  # larger blocks do not use a GPU better
+_SHARE = 0.6  # of the memory; the rest is for data, weights and fragmentation
 
 
 def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
-    """Return how many images ("evaluate") or pairs ("project") a program takes at a time on each device.
+    """Return the number of images or pairs per program on each device.
 
-    shape: of one image. A device that does not report its memory (a CPU) gets what is fastest there.
+    Args:
+      kind: "evaluate" (images) or "project" (pairs).
+      shape: of one image.
+      on: the devices. Those that do not report their memory, as CPUs, get a fixed number.
     """
     limit = capacity(on[0])
     if platform.is_cpu() or limit is None:
         return _CPU[kind] if platform.is_cpu() else _MOST[kind] // 10
     pixels = math.prod(shape[:2]) if len(shape) > 1 else shape[0]
-    nearest = min(_EVALUATION, key=lambda known: abs(math.log(known / pixels)))
+    nearest = min(_EVALUATION, key=lambda measured: abs(math.log(measured / pixels)))
     each = _PROJECTION if kind == "project" else _EVALUATION[nearest] * max(pixels / nearest, 1)
     fitting = int(_SHARE * limit / each)
     return max(1, min(_MOST[kind], fitting))
 
 
 def capacity(device: jax.Device) -> int | None:
-    """Return the bytes that programs may take on a device; None where it does not report them."""
+    """Return the bytes that programs may use on a device; None if it does not report them."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 @contextmanager
 def limited_by(key: str, size: int, device: jax.Device, remedy: str = "") -> Iterator[None]:
-    """Turn a device's lack of memory for a program of `size` images or pairs into one line.
+    """Explain in one line that a program inside needs more memory than the device has.
 
-    key: the config key that sets the size. remedy: what else helps.
+    Args:
+      key: the config key that sets the size.
+      size: images or pairs per program.
+      device: the device.
+      remedy: other remedies, appended to the message.
 
     Raises:
-      OutOfMemoryError: where a program inside takes more memory than the device has.
+      OutOfMemoryError: if a program inside runs out of memory.
     """
     try:
         yield
@@ -63,14 +70,18 @@ def limited_by(key: str, size: int, device: jax.Device, remedy: str = "") -> Ite
 
 
 def fitting(size: int, message: str, limit: int | None) -> int:
-    """Return the largest size that fits by a failed allocation's message; 0 if not even 1 does.
+    """Return the largest size that fits according to a failed allocation's message; 0 if even 1 does not.
 
-    What a program takes grows with its size, so a share of it fits into the same share of the bytes. Where message or
-    device do not tell bytes, half of the size.
+    Memory is proportional to the size. Where the message or the device gives no bytes, return half of the size.
+
+    Args:
+      size: that failed.
+      message: of the failed allocation.
+      limit: bytes that programs may use.
     """
     units = {"b": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    asked = [float(n) * units[unit] for n, unit in re.findall(r"allocat\D{1,20}([\d.]+) ?(b|B|[KMG]iB)", message)]
+    needed = [float(n) * units[unit] for n, unit in re.findall(r"allocat\D{1,20}([\d.]+) ?(b|B|[KMG]iB)", message)]
     half = size // 2
-    if not asked or not limit:
+    if not needed or not limit:
         return half
-    return min(half, int(size * _SHARE * limit / max(asked)))
+    return min(half, int(size * _SHARE * limit / max(needed)))

@@ -1,8 +1,8 @@
-"""Everything that knows about devices: the batch axis is spread over them by `jax.pmap`.
+"""All code that deals with devices: `jax.pmap` spreads the batch axis over them.
 
-A program sees its own slice of the batch and the axis `AXIS`; what it averages over that axis is the same on every
-device. Randomness is keyed by an example's place in the whole batch, so the number of devices changes a run by
-float rounding alone. Evaluation hands whole blocks to devices, so there it changes nothing.
+A program sees its own slice of the batch and the axis `AXIS`; averages over that axis are equal on every device.
+Randomness is keyed by an example's position in the whole batch, so the number of devices changes a run by rounding
+only. Evaluation hands whole blocks to devices, so there it changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gradalign_jax.errors import RunError
 from gradalign_jax.types import Array
 
 AXIS = "devices"
 
 
 class Rehearsal:
-    """What `rehearsal` catches: `traced`, the first program that was called, as `jax.stages.Traced`."""
+    """The result of `rehearsal`: `traced`, the first program that was called, as `jax.stages.Traced`."""
 
     def __init__(self, on: Sequence[jax.Device]):
         self.devices, self.traced = list(on), None
@@ -36,10 +37,10 @@ _REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
 
 @contextmanager
 def rehearsal(on: Sequence[jax.Device]) -> Iterator[Rehearsal]:
-    """Trace for `on` the first program that is called inside, instead of running it, and leave the context there.
+    """Trace the first program that is called inside for the devices `on`, instead of running it, and leave the context.
 
-    The devices may be those of a topology, which are not present; arrays put on devices inside are shapes alone.
-    `rehearsal.traced.lower()` then compiles what a run would.
+    The devices may come from a topology and need not be present; arrays put on devices inside are only shapes.
+    `rehearsal.traced.lower()` then compiles the program that a run would execute.
     """
     found = Rehearsal(on)
     token = _REHEARSAL.set(found)
@@ -51,11 +52,27 @@ def rehearsal(on: Sequence[jax.Device]) -> Iterator[Rehearsal]:
         _REHEARSAL.reset(token)
 
 
-def devices(count: int, batch_size: int) -> list[jax.Device]:
-    """The first `count` local devices; for 0 as many as there are and divide the batch.
+def check_platform() -> None:
+    """Initialize the devices.
 
     Raises:
-      ValueError: if there are fewer.
+      RunError: if there are none of the platform that JAX_PLATFORMS names.
+    """
+    try:
+        jax.local_devices()
+    except Exception as error:  # JAX raises an AssertionError without a text, or a RuntimeError
+        platforms = jax.config.jax_platforms
+        if not platforms:
+            raise
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        raise RunError(f"JAX_PLATFORMS={platforms}: JAX finds no such device{reason}; unset it, or set cpu") from error
+
+
+def devices(count: int, batch_size: int) -> list[jax.Device]:
+    """Return the first `count` local devices; for 0 the largest number of them that divides the batch size.
+
+    Raises:
+      ValueError: if there are fewer than `count`.
     """
     rehearsed = _REHEARSAL.get()
     present = rehearsed.devices if rehearsed else jax.local_devices()
@@ -68,14 +85,14 @@ def devices(count: int, batch_size: int) -> list[jax.Device]:
 
 
 def pmap(fn: Callable, on: Sequence[jax.Device], in_axes: Any = 0, donate_argnums: tuple[int, ...] = ()) -> Callable:
-    """`fn` on every device at once; arguments and results carry a leading device axis where `in_axes` is 0."""
+    """Return `fn` on every device at once; arguments with `in_axes` 0, and results, have a leading device axis."""
     if found := _REHEARSAL.get():
         return partial(_trace, found, fn, in_axes, donate_argnums)
     return jax.pmap(fn, axis_name=AXIS, in_axes=in_axes, devices=list(on), donate_argnums=donate_argnums)
 
 
 def _trace(found: Rehearsal, fn: Callable, in_axes: Any, donate_argnums: tuple[int, ...], *arguments: Any) -> None:
-    """Ends a rehearsal with the program that `jax.pmap` would make of `fn`."""
+    """End a rehearsal with the program that `jax.pmap` would build from `fn`."""
     axes = (in_axes,) * len(arguments) if isinstance(in_axes, int) else in_axes
     mesh = Mesh(np.asarray(found.devices), (AXIS,))
     specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
@@ -100,14 +117,14 @@ def _shape(x: Any, sharding: NamedSharding, lead: tuple[int, ...] = ()) -> jax.S
 
 
 def split(tree: Any, on: Sequence[jax.Device]) -> Any:
-    """Puts row d of every `[devices, ...]` array on device d."""
+    """Put row d of every `[devices, ...]` array on device d."""
     sharding = NamedSharding(Mesh(np.asarray(on), (AXIS,)), PartitionSpec(AXIS))
     put = _shape if _REHEARSAL.get() else jax.device_put
     return jax.tree.map(lambda x: put(x, sharding), tree)
 
 
 def replicate(tree: Any, on: Sequence[jax.Device]) -> Any:
-    """A copy of every array on each device, with a leading device axis."""
+    """Copy every array to each device, with a leading device axis."""
     if _REHEARSAL.get():
         sharding = NamedSharding(Mesh(np.asarray(on), (AXIS,)), PartitionSpec(AXIS))
         return jax.tree.map(lambda x: _shape(x, sharding, (len(on),)), tree)
@@ -115,16 +132,16 @@ def replicate(tree: Any, on: Sequence[jax.Device]) -> Any:
 
 
 def first(tree: Any) -> Any:
-    """The first device's copy of a replicated tree, on the host."""
+    """Return the first device's copy of a replicated tree, on the host."""
     return jax.device_get(jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree))
 
 
 def mine(rows: Array) -> Array:
-    """Inside a program: this device's share of `[B, ...]`; B must be a multiple of the number of devices."""
+    """Return, inside a program, this device's share of `[B, ...]`; B must be a multiple of the number of devices."""
     share = rows.shape[0] // jax.lax.axis_size(AXIS)
     return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(AXIS) * share, share)
 
 
 def mean(tree: Any) -> Any:
-    """Inside a program: the average over devices."""
+    """Return, inside a program, the average over devices."""
     return jax.lax.pmean(tree, AXIS)

@@ -1,4 +1,4 @@
-"""ε50%: the perturbation size at which half of a data set is misclassified, read off an error curve."""
+"""ε50%: the perturbation size at which half of a data set is misclassified, from a curve of errors."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -7,24 +7,24 @@ import numpy as np
 
 
 class EpsilonHalf(float):
-    """A float that also says how it was read.
+    """An ε50% as a float, with its threshold.
 
-    `threshold` is the error rate whose crossing it is: 0.5, or less on a curve that never clearly passes 0.5.
-    `censored` is true on such a curve, and where there is no crossing at all: the number then describes the
-    attack's strongest setting rather than 50 % error.
+    threshold: the error rate that is crossed at this ε: 0.5, or less if the curve never clearly passes 0.5.
+    censored: true if the curve never clearly passes 0.5, so that the number describes the strongest setting of the
+      attack rather than 50% error.
     """
 
     threshold: float
     censored: bool
 
     def __new__(cls, value: float, threshold: float, censored: bool) -> "EpsilonHalf":
-        """ε50% with its threshold and whether it is censored."""
+        """Return `value` as a float with these attributes."""
         self = super().__new__(cls, value)
         self.threshold, self.censored = threshold, censored
         return self
 
-    def __getnewargs__(self) -> tuple[float, float, bool]:
-        """What copies and pickles are made of."""
+    def __getnewargs__(self) -> tuple[float, float, bool]:  # type: ignore[override]  # float's has one value
+        """Return the arguments of `__new__`, for copies and pickles."""
         return float(self), self.threshold, self.censored
 
 
@@ -36,25 +36,24 @@ def _check(epsilons: Sequence[float], errors: Sequence[float]) -> tuple[np.ndarr
         raise ValueError(f"epsilons must ascend, got {eps.tolist()}")
     if not np.all((err >= 0) & (err <= 1)):
         raise ValueError(f"errors must be rates between 0 and 1, got {err.tolist()}")
-    # The authors' lists begin with the training error registered at ε = -1; it is not a point of this curve.
+    # The authors' lists begin with the training error at ε = -1, which is not a point of this curve.
     if eps[-1] < 0:
-        raise ValueError(f"epsilons hold no number >= 0, got {eps.tolist()}")
+        raise ValueError(f"epsilons must include a number >= 0, got {eps.tolist()}")
     return eps[eps >= 0], err[eps >= 0]
 
 
 def epsilon_half(epsilons: Sequence[float], errors: Sequence[float]) -> EpsilonHalf:
-    """The ε at which the error rate first reaches T = min(0.5, last error - 0.01), linearly interpolated.
+    """Return the ε at which the error rate first reaches T = min(0.5, last error - 0.01), linearly interpolated.
 
-    Where even the strongest attack leaves the error at or below 51 %, T is 1 % under the last error, as in the
-    authors' code, and the result is marked `censored`. The first crossing counts. A curve that starts at or above
-    T gives 0 (already that wrong without an attack).
+    If the strongest attack leaves the error below 51%, T is the last error minus 1%, as in the authors' code, and the
+    result is `censored`. The first crossing counts. A curve that starts at or above T gives 0.
 
     Args:
       epsilons: ascending, the first usually 0 (the clean error); negative entries are dropped.
       errors: error rates in [0, 1].
 
     Raises:
-      ValueError: if the lists differ in length, ε does not ascend or an error is no rate.
+      ValueError: if the lists differ in length, ε does not ascend or an error is outside [0, 1].
     """
     eps, err = _check(epsilons, errors)
     last = float(err[-1])
@@ -69,34 +68,36 @@ def epsilon_half(epsilons: Sequence[float], errors: Sequence[float]) -> EpsilonH
 
 
 def smallest_epsilon(epsilons: Sequence[float], wrong: np.ndarray) -> np.ndarray:
-    """The smallest ε that fools each image, `[N]`; +inf where none does.
+    """Return the smallest ε that fools each image, `[N]`; +inf where none does.
 
     Args:
       epsilons: ascending, `[E]`.
-      wrong: bool `[E, N]`, who is misclassified at each.
+      wrong: bool `[E, N]`, the images that are misclassified at each ε.
 
     Raises:
-      ValueError: if ε does not ascend or `wrong` has another number of rows.
+      ValueError: if ε does not ascend or `wrong` does not have one row for each ε.
     """
     eps, wrong = np.asarray(epsilons, float), np.asarray(wrong, bool)
     if wrong.ndim != 2 or len(wrong) != len(eps) or not np.all(np.diff(eps) > 0):
-        raise ValueError(f"epsilons must ascend and have a row of wrong each, got {eps.tolist()} and {wrong.shape}")
+        raise ValueError(
+            f"epsilons must ascend, and wrong must have a row for each, got {eps.tolist()} and shape {wrong.shape}"
+        )
     return np.where(wrong.any(0), eps[wrong.argmax(0)], np.inf)
 
 
 def bracketed_epsilon_half(
     error_at: Callable[[float], float], epsilons: Sequence[float], guess: float | None = None
 ) -> tuple[EpsilonHalf, dict[float, float]]:
-    """`epsilon_half` of a curve that is expensive to measure, from the few points that decide it.
+    """Return `epsilon_half` of a curve that is expensive to measure, from the few points that decide it.
 
-    The interpolation uses two neighbouring grid points. They are looked for around `guess` (the last epoch's value),
-    in strides that double, and by bisection. On a monotone curve the result equals that of the whole grid; measured
-    points out of order make it fall back to the whole grid.
+    The interpolation uses two neighboring grid points. The search for them starts at `guess` (the last epoch's value)
+    and proceeds in strides that double, then by bisection. On a monotone curve the result is that of the whole grid. If
+    the measured points are not monotone, the whole grid is measured.
 
     Args:
       error_at: ε -> error rate; called at most once for each ε.
-      epsilons: the ascending grid, the clean ε = 0 included.
-      guess: where the crossing is expected.
+      epsilons: the ascending grid, including ε = 0 (no attack).
+      guess: the expected ε50%.
 
     Returns:
       ε50% and the measured points {ε: error}, ascending.
@@ -115,7 +116,7 @@ def bracketed_epsilon_half(
 
     last = len(grid) - 1
     near = last if guess is None else int(np.clip(np.searchsorted(grid, guess), 1, last))
-    # A point at or above 51 % settles T = 0.5 without measuring the strongest attack.
+    # A point at or above 51% settles T = 0.5 without measuring the strongest attack.
     strongest = error(near) if error(near) >= 0.51 else error(last)
     threshold = min(0.5, strongest - 0.01)
     error(near - 1 if measured[near] >= threshold else near + 1)

@@ -76,20 +76,20 @@ class Batch(NamedTuple):
 
     image: Array
     label: Array
-    index: Array
+    index: Array  # type: ignore[assignment]  # hides tuple.index
 
 
 class Step(Protocol[State]):
     """A training step, as each `make_step` builds it: a pure function of arrays, on one device's share of a batch."""
 
-    def __call__(self, state: State, batch: Batch, keys: Array, settings: Any, /) -> tuple[State, dict[str, Array]]:
+    def __call__(self, state: State, batch: Batch, keys: Array, inputs: Any, /) -> tuple[State, dict[str, Array]]:
         """Return the state after the step, and its metrics as scalars.
 
         Args:
           state: all that training changes.
           batch: this device's examples.
           keys: one random key per example `[B]`.
-          settings: the traced scalars that the step needs, by name.
+          inputs: what else the step reads, traced: for a classifier, `training.classifier.StepInputs`.
         """
 
 

@@ -1,8 +1,8 @@
-"""The paper's tables from the first run to the report: `python launch/paper.py [--scale=mini] [--run]`.
+"""All runs behind the paper's tables, and the report: `python launch/paper.py [--scale=mini] [--run]`.
 
-Prints every command, in an order in which each comes after those it needs. --run types them here, skipping
-what is finished; --slurm=DIR writes job arrays; --estimate adds up hours. What follows a bare -- is added
-to every command: `python launch/paper.py --only=cifar10 --run -- --config.devices=4`.
+Prints the command of every run, each after the runs it needs. --run executes them here and skips finished ones;
+--slurm=DIR writes job arrays; --estimate adds up hours. Arguments after a bare -- are added to every command:
+`python launch/paper.py --only=cifar10 --run -- --config.devices=4`.
 """
 
 import argparse
@@ -17,23 +17,23 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
 from gradalign_jax import paper
-from launch import paper_plan
-from launch.paper_plan import Job, Scale
+from launch import plan
+from launch.plan import Job, Scale
 
 REAL = ("mnist35", "mnist", "cifar10")  # read through tensorflow_datasets
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Run the command line and return the exit status."""
     at = list(argv).index("--") if "--" in argv else len(argv)
     arguments, extra = parse_arguments(argv[:at]), argv[at + 1 :]
     try:
         return act(arguments, extra)
     except KeyboardInterrupt:
-        print("stopped; type the same command to go on", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"gradalign_jax: {error}", file=sys.stderr)
@@ -41,91 +41,109 @@ def main(argv: Sequence[str]) -> int:
 
 
 def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Plans, and does what was asked for."""
-    scale = paper_plan.SCALES[arguments.scale]
-    jobs = paper_plan.plan(scale, arguments.only, arguments.table, arguments.generators)
+    """Plan the runs; print, estimate, submit or execute them."""
+    scale = plan.SCALES[arguments.scale]
+    jobs = plan.plan(scale, arguments.only, arguments.table, arguments.generators)
     jobs, left_out = available([with_inputs(job, arguments.pretrained, arguments.films) for job in jobs], scale)
     for reason in left_out:
         print(f"# {reason}", file=sys.stderr)
     root = Path(arguments.root or f"runs/{'paper' if arguments.scale == 'full' else arguments.scale}")
     python = [*shlex.split(arguments.prefix), sys.executable]
-    commands = {job.name: [*python, *paper_plan.command(job, scale, str(root), extra)] for job in jobs}
+    commands = {job.name: [*python, *plan.command(job, scale, str(root), extra)] for job in jobs}
     if arguments.estimate:
-        printed = paper.HOURS if scale is paper_plan.FULL else {}  # of runs of the paper's length
+        printed = paper.HOURS if scale is plan.FULL else {}  # holds for runs of the paper's length
         print(estimate(jobs, root, read_speeds(arguments.speeds) if arguments.speeds else {}, printed))
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
     elif arguments.run:
-        if scale is paper_plan.MINI:  # tiny runs take longer to compile than to run
+        if scale is plan.MINI:  # tiny runs take longer to compile than to run
             os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-        return run(jobs, commands, root, arguments.jobs or (2 if scale is paper_plan.MINI else 1), arguments.stop)
+        return run(jobs, commands, root, arguments.jobs or (2 if scale is plan.MINI else 1), arguments.stop)
     else:
         show(jobs, commands, root)
     return 0
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line before a bare --."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Return the parsed command line, up to a bare --."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--scale",
-        choices=list(paper_plan.SCALES),
+        choices=list(plan.SCALES),
         default="full",
-        help="short: Spheres and MNIST-3/5, planned for an hour and a half on two CPU cores; mini: minutes, tiny runs",
+        help="full: the paper's; short: Spheres and MNIST-3/5, planned for 90 minutes on two CPU cores; "
+        "mini: tiny runs, minutes (%(default)s)",
     )
-    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="data sets, joined by commas")
-    parser.add_argument("--table", default="", help="1, 2, 3, 3.2 or S2, with what it needs; default: all")
-    parser.add_argument("--generators", type=int, default=0, help="estimates of Δx a data set; default: the scale's")
-    parser.add_argument("--pretrained", default="", help="ImageNet weights for the runs that start from them")
-    parser.add_argument("--films", default="", help="folder of chest radiographs for copd, with its metadata.csv")
     parser.add_argument(
-        "--root", default="", help="directory of the runs; default: runs/paper, runs/short or runs/mini"
+        "--only", type=lambda text: text.split(","), default=[], metavar="NAMES", help="data sets, comma-separated"
+    )
+    parser.add_argument("--table", default="", help="1, 2, 3, 3.2 or S2, and the runs it needs; default: all")
+    parser.add_argument(
+        "--generators", type=int, default=0, metavar="N", help="estimates of Δx per data set; default: the scale's"
+    )
+    parser.add_argument(
+        "--pretrained", default="", metavar="FILE", help="ImageNet weights, for the runs that start from them"
+    )
+    parser.add_argument(
+        "--films", default="", metavar="DIR", help="folder of chest radiographs and metadata.csv, for copd"
+    )
+    parser.add_argument(
+        "--root", default="", metavar="DIR", help="directory of the runs; default: runs/paper, runs/short or runs/mini"
     )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--run", action="store_true", help="run here what is not finished, then write the report")
+    action.add_argument("--run", action="store_true", help="execute unfinished runs here, then write the report")
     action.add_argument("--slurm", type=Path, metavar="DIR", help="write job arrays and submit.sh")
-    action.add_argument("--estimate", action="store_true", help="hours: finished runs', --speeds', the paper's of full")
-    parser.add_argument("--jobs", type=int, default=0, help="--run: so many at a time; default: 1, of mini 2")
+    action.add_argument(
+        "--estimate", action="store_true", help="hours, from finished runs, --speeds, or the paper (full)"
+    )
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="--run: runs at a time; default: 1 (mini: 2)")
     parser.add_argument("--stop", action="store_true", help="--run: stop at the first failure")
-    parser.add_argument("--prefix", default="", help='put before every command, as "nice" or "srun --gpus=1"')
-    parser.add_argument("--slurm-options", default="--gres=gpu:1 --cpus-per-task=8 --time=24:00:00")
-    parser.add_argument("--speeds", type=Path, metavar="JSON", help='hours of a run, as {"cifar10:pgd": 1.5}')
+    parser.add_argument(
+        "--prefix", default="", metavar="COMMAND", help='prefix of every command, for example "nice" or "srun --gpus=1"'
+    )
+    parser.add_argument(
+        "--slurm-options",
+        default="--gres=gpu:1 --cpus-per-task=8 --time=24:00:00",
+        metavar="OPTIONS",
+        help="#SBATCH options (%(default)s)",
+    )
+    parser.add_argument("--speeds", type=Path, metavar="JSON", help='file with hours of a run, {"cifar10:pgd": 1.5}')
     return parser.parse_args(argv)
 
 
-# ---- which jobs
+# ---- jobs
 
 
 def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
-    """Jobs that can be run, and one line for every reason why others cannot."""
-    real = bool(os.environ.get("TFDS_DATA_DIR")) or scale is not paper_plan.MINI
+    """Return the jobs that can run, and a line for each reason why others cannot."""
+    real = bool(os.environ.get("TFDS_DATA_DIR")) or scale is not plan.MINI
     kept: dict[str, Job] = {}
     reasons: dict[str, dict[str, None]] = {}
 
-    def tell(reason: str, kind: str) -> None:
+    def leave_out(reason: str, kind: str) -> None:
         reasons.setdefault(reason, {})[kind] = None
 
     for job in jobs:
         absent = {key: name for key, name in job.uses.items() if name not in kept}
         if job.dataset == "copd" and "data.folder" not in job.overrides:
-            tell("chest radiographs are one's own: give --films=DIR", "copd")
+            leave_out("chest radiographs are not public: give your own with --films=DIR", "copd")
         elif job.dataset in REAL and not real:
-            tell("TFDS_DATA_DIR is not set, so the mini paper keeps to the synthetic sets", job.dataset)
-        elif paper_plan.configured(job, scale) is None:
-            tell("there is no such config", f"{job.dataset}:{job.task}")
+            leave_out("TFDS_DATA_DIR is not set, so --scale=mini has only synthetic data sets", job.dataset)
+        elif plan.configured(job, scale) is None:
+            leave_out("no such config", f"{job.dataset}:{job.task}")
         elif any(not key.startswith("evaluate.") for key in absent):
-            tell("what it starts from is left out", f"{job.dataset}:{job.task}")
+            leave_out("a run it needs is left out", f"{job.dataset}:{job.task}")
         else:
             if absent:
-                tell("nothing estimates Δx", f"{job.dataset}:{job.task}'s ᾱ_Δx")
+                leave_out("no estimate of Δx", f"{job.dataset}:{job.task}'s ᾱ_Δx")
             kept[job.name] = job._replace(uses={key: name for key, name in job.uses.items() if key not in absent})
     return list(kept.values()), [f"left out, {reason}: {', '.join(kinds)}" for reason, kinds in reasons.items()]
 
 
 def with_inputs(job: Job, pretrained: str, films: str) -> Job:
-    """The job with ImageNet weights, where the paper's starts from them, and with the folder of radiographs."""
+    """Return the job with ImageNet weights, if the paper's starts from them, and with the folder of radiographs."""
     own = {}
-    if pretrained and job.dataset in paper_plan.IMAGENET and job.task in (*paper_plan.METHODS, "vrgan"):
+    if pretrained and job.dataset in plan.IMAGENET and job.task in (*plan.METHODS, "vrgan"):
         own["model.pretrained"] = pretrained
     if films and job.dataset == "copd":
         own["data.folder"] = films
@@ -133,19 +151,19 @@ def with_inputs(job: Job, pretrained: str, films: str) -> Job:
 
 
 def finished(root: Path, job: Job) -> Mapping | None:
-    """The job's result, or None."""
+    """Return the job's result, or None if it is not finished."""
     try:
         return json.loads((root / job.name / "result.json").read_text())
     except (OSError, ValueError):
         return None
 
 
-# ---- what is done with them
+# ---- actions
 
 
 def show(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path) -> None:
-    """Prints the commands, stage by stage, finished ones as comments."""
-    for i, stage in enumerate(paper_plan.stages(list(jobs)), 1):
+    """Print the commands stage by stage, those of finished runs as comments."""
+    for i, stage in enumerate(plan.stages(list(jobs)), 1):
         print(f"# stage {i}: {len(stage)} runs")
         for job in stage:
             text = shlex.join(commands[job.name])
@@ -154,9 +172,9 @@ def show(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path) -> 
 
 
 def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, workers: int, stop: bool) -> int:
-    """Runs what is not finished, `workers` at a time, of different data sets where there are some.
+    """Execute unfinished runs, `workers` at a time, of different data sets if possible; return the exit status.
 
-    A failure holds up those that need it, and nothing else.
+    A failure affects only the runs that need the failed one.
     """
     started, lost, running = time.monotonic(), {}, {}
     left = [job for job in jobs if not finished(root, job)]
@@ -168,7 +186,7 @@ def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, work
                 lost[job.name] = f"left out: needs {next(name for name in job.needs if name in lost)}"
                 left.remove(job)
             while len(running) < workers and (ready := [job for job in left if not waiting & set(job.needs)]):
-                # Runs of one data set compile the same programs: one after the other takes them from the cache.
+                # Runs of one data set share compiled programs: in sequence, later ones find them in the cache.
                 busy = {job.dataset for job in running.values()}
                 job = next((job for job in ready if job.dataset not in busy), ready[0])
                 left.remove(job)
@@ -192,7 +210,7 @@ def run(jobs: Sequence[Job], commands: Mapping[str, list[str]], root: Path, work
 
 
 def call(command: Sequence[str], folder: Path) -> str:
-    """Types one command, its output going to log.txt; returns what went wrong, if anything did."""
+    """Execute a command, with its output in log.txt; return the failure, "" if there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "command.txt").write_text(shlex.join(command) + "\n")
     with open(folder / "log.txt", "w") as log:
@@ -202,14 +220,20 @@ def call(command: Sequence[str], folder: Path) -> str:
 
 
 def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Path, options: str) -> str:
-    """Writes one job array a stage, and submit.sh, which chains them; returns what to type.
+    """Write one job array per stage, and submit.sh, which chains them; return the command to submit.
 
-    A stage starts when all of the one before have ended, also badly: a run whose generator is missing says so and ends.
-    The files of an earlier call stay, since arrays that wait will read them: a name holds a hash of its commands.
+    A stage starts when all jobs of the one before have ended, even if some failed: a run whose generator is missing
+    exits with an error. Files of an earlier call stay, because waiting arrays will read them: a file's name contains a
+    hash of its commands.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    submit = ["#!/usr/bin/env bash", "# Submits every stage after the one before it.", "set -euo pipefail", "after="]
-    left = [[job for job in stage if not finished(root, job)] for stage in paper_plan.stages(list(jobs))]
+    submit = [
+        "#!/usr/bin/env bash",
+        "# Submits each stage to start after the one before it.",
+        "set -euo pipefail",
+        "after=",
+    ]
+    left = [[job for job in stage if not finished(root, job)] for stage in plan.stages(list(jobs))]
     for i, stage in enumerate([stage for stage in left if stage], 1):
         text = "".join(shlex.join(commands[job.name]) + "\n" for job in stage)
         lines = folder / f"stage{i}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
@@ -226,7 +250,7 @@ def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Pat
             f"after=$(sbatch --parsable ${{after:+--dependency=afterany:$after}} {shlex.quote(str(script.resolve()))})"
         )
     report = shlex.join([sys.executable, "-m", "gradalign_jax.report", str(root), f"--output={root / 'report'}"])
-    submit.append(f"echo {shlex.quote(f'when the last has ended: {report}')}")
+    submit.append(f"echo {shlex.quote(f'after the last job: {report}')}")
     (folder / "submit.sh").write_text("\n".join(submit) + "\n")
     typed = shlex.join(["bash", str(folder / "submit.sh")])
     return f"{sum(map(len, left))} runs in {sum(map(bool, left))} job arrays: {typed}"
@@ -236,21 +260,21 @@ def write_slurm(jobs, commands: Mapping[str, list[str]], root: Path, folder: Pat
 
 
 def read_speeds(path: Path) -> dict[str, float]:
-    """Hours by "dataset:task" from a JSON file.
+    """Return hours by "dataset:task" from a JSON file.
 
     Raises:
-      ValueError: if it is none.
+      ValueError: if the file holds anything else.
     """
     try:
         return {kind: float(each) for kind, each in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'--speeds={path} must hold hours by run, as {{"cifar10:pgd": 1.5}}: {error}') from error
+        raise ValueError(f'--speeds={path} must hold hours by run, like {{"cifar10:pgd": 1.5}}: {error}') from error
 
 
 def hours(
     jobs: Sequence[Job], root: Path, speeds: Mapping[str, float], theirs: Mapping = paper.HOURS
 ) -> dict[str, tuple[float | None, str]]:
-    """Hours of one run by "dataset:task", and where they come from: finished runs, --speeds, or `theirs`."""
+    """Return the hours of one run by "dataset:task", and their source: finished runs, --speeds, or `theirs`."""
     column = {"vrgan": "generator", "gan": "generator", "evaluate": "square"}
     found: dict[str, tuple[float | None, str]] = {}
     for kind in dict.fromkeys(f"{job.dataset}:{job.task}" for job in jobs):
@@ -268,8 +292,8 @@ def hours(
 
 
 def estimate(jobs: Sequence[Job], root: Path, speeds: Mapping[str, float], theirs: Mapping = paper.HOURS) -> str:
-    """A table of runs and hours by kind, and the sum of what is left."""
-    lines = [f"{'run':22}{'runs':>6}{'left':>6}{'hours each':>12}{'hours left':>12}  from"]
+    """Return a table of runs and hours by kind, and the sum of the hours left."""
+    lines = [f"{'run':22}{'runs':>6}{'left':>6}{'hours each':>12}{'hours left':>12}  source"]
     total, unknown = 0.0, 0
     for kind, (each, source) in hours(jobs, root, speeds, theirs).items():
         mine = [job for job in jobs if f"{job.dataset}:{job.task}" == kind]

@@ -1,7 +1,7 @@
-"""Input gradients of finished runs, one method under the other: `python launch/picture.py --output=PNG DIR...`.
+"""A picture of input gradients of finished runs: `python launch/picture.py --output=PNG DIR...`.
 
-Left a few test images x, each run's ∇ℓ(x), and Δx where one measured the runs; right their error over ε. Reads
-pictures.npz and result.json of classifier runs of one data set (the README's picture).
+On the left a few test images x, ∇ℓ(x) of each run and, if the runs were measured with one, Δx; on the right the error
+over ε. Reads pictures.npz and result.json of classifier runs of one data set. It drew the README's picture.
 """
 
 import argparse
@@ -14,14 +14,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-SHAPE = {500: (20, 25)}  # how a vector is laid out
+SHAPE = {500: (20, 25)}  # layout of a vector by its length
 
 
 def main() -> None:
-    """Reads the runs' pictures and results and writes one PNG."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="+", type=Path, help="directory of a finished classifier run")
-    parser.add_argument("--output", type=Path, required=True)
+    """Read the pictures and results of the runs and write one PNG."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="+", type=Path, metavar="DIR", help="directory of a finished classifier run")
+    parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="the file to write")
     arguments = parser.parse_args()
     results = [json.loads((run / "result.json").read_text()) for run in arguments.run]
     pictures = [np.load(run / "pictures.npz") for run in arguments.run]
@@ -35,14 +35,14 @@ def main() -> None:
     for result in results:
         curve = result["curves"]["pgd_linf"]
         curves.plot(curve["epsilons"], curve["errors"], "o-", markersize=3, label=result["method"])
-    curves.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
+    curves.axhline(0.5, color="gray", linewidth=0.8, linestyle="--")
     curves.set(xlabel="ε of PGD L∞, images in [-1, 1]", ylabel="error rate", ylim=(-0.02, 1.02))
     curves.legend(frameon=False, fontsize=8, title=results[0]["dataset"], title_fontsize=8)
     figure.savefig(arguments.output, dpi=110)
 
 
 def draw_images(axis: plt.Axes, lines: list[tuple[str, np.ndarray]]) -> None:
-    """A row of images in grey, then rows of signed vectors, each scaled to its own largest value."""
+    """Draw a row of gray images, then rows of signed vectors, each vector scaled to its largest absolute value."""
     for row, (_, line) in enumerate(lines):
         for column, values in enumerate(line):
             flat = values.ndim == 1

@@ -1,20 +1,21 @@
-"""What the precision of a search costs the numbers that are reported: `python launch/precision.py DIR...`.
+"""The shift of reported numbers by a low-precision search: `python launch/precision.py DIR...`.
 
-DIR is a finished classifier run or a finished gan run. Each search runs in float32 and in bfloat16 (or --search) from
-the same starts, and float32 judges what either found.
+DIR is a finished classifier run or gan run. Each search runs in float32 and in bfloat16 (or --search) from the same
+starts; float32 evaluates the results of both.
 
-    classifier   ε50% under PGD L∞, PGD L2 and Square Attack, on the run's own grid and with its attack; and what the
-                 attack of PGD training gains of logit_other - logit_label at the run's ε
-    gan          L_proj of projected test images, the similarity of the two Δx, of either to the exact one, and, with
+    classifier   ε50% under PGD L∞, PGD L2 and Square Attack, on the run's grid and with its attack; the gain in
+                 logit_other - logit_label of the attack of PGD training, at the run's ε
+    gan          L_proj of projected test images; the similarity of the two Δx, and of each to the exact Δx; with
                  --classifier, ᾱ_Δx of a classifier of the same data
 
-Shifts stand beside the deviation of the paper's five runs; one of more than a fifth of it disqualifies a precision.
-Few images resolve little: beside each shift stand the verdicts that differ, and --search=float32 is a control.
+Shifts are compared with the standard deviation of the paper's five runs; a precision whose shift exceeds a fifth of it
+is not a default. Few images resolve little: the table also counts the decisions that differ, and --search=float32 is a
+control.
 
-A search has the forms of a GPU, whose activations are bfloat16 where factors are; the float32 that it is compared with
-has those of the platform it runs on, which are faster there and differ by float32 rounding (the control shows what
-that shifts). On a CPU XLA may leave out some roundings to bfloat16: XLA_FLAGS=--xla_allow_excess_precision=false
-forbids it. No CPU computes TF32, and nothing here emulates it.
+The search is traced as for a GPU, with bfloat16 activations if its factors are bfloat16. The float32 reference is
+traced for the current platform, which is faster and differs by float32 rounding (the control shows by how much). On a
+CPU XLA may skip roundings to bfloat16, which XLA_FLAGS=--xla_allow_excess_precision=false forbids. A CPU does not
+compute TF32, and nothing here emulates it.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs uninstalled
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
 from gradalign_jax import alignment, paper, parallel, robustness
 from gradalign_jax.attacks import pgd
@@ -47,68 +48,74 @@ from gradalign_jax.types import Array, Batch, Variables
 ATTACKS = ("pgd_linf", "pgd_l2", "square_linf")
 CLASSIFIER, GENERATOR = "classifier.safetensors", "generator.safetensors"
 UNSHIFTED = (
-    "ᾱ_x, and ᾱ_Δx of an exact Δx or of one from a VR-GAN, are computed in float32 from the clean image, without a "
-    "search: no precision here can shift them. ᾱ_Δx of projected Δx depends on the projection (--classifier)."
+    "ᾱ_x, and ᾱ_Δx of an exact Δx or a VR-GAN's, are computed in float32 from the clean image, without a search: its "
+    "precision cannot shift them. ᾱ_Δx of projected Δx depends on the projection (--classifier)."
 )
 
 
 def main() -> None:
     """Print the tables of every run."""
     options = parse()
-    jax.config.update("jax_default_matmul_precision", "highest")  # what is reported, as in every run
+    jax.config.update("jax_default_matmul_precision", "highest")  # of reported values, as in a run
     runs = [Path(directory) for directory in options.directory]
     classifiers = [run for run in runs if (run / CLASSIFIER).exists()]
     generators = [run for run in runs if run not in classifiers]
     if classifiers:
-        table_head("run", "attack", "images", "float32", "search", "its ε50%", "shift", "deviation",
-             "shift / deviation", "fooled by it alone, by float32 alone")  # fmt: skip
+        table_head("run", "attack", "images", "float32", "search", "ε50% of search", "shift", "deviation",
+             "shift / deviation", "fooled by search only, by float32 only")  # fmt: skip
         print_rows(classifiers, epsilon_rows, options)
         print(f"\n{UNSHIFTED}\n")
-        table_head("run", "ε", "search", "gain of its attack / gain of float32's", "error, float32", "its error")
+        table_head("run", "ε", "search", "gain / float32's gain", "error, float32", "error, search")
         print_rows(classifiers, gain_rows, options)
         print()
     if generators:
-        table_head("run", "pairs", "L_proj float32", "search", "its L_proj", "ratio", "sim of the two Δx",
-             "sim to exact, float32", "its", "shift / deviation",
-             "ᾱ_Δx float32", "its", "shift / deviation")  # fmt: skip
+        table_head("run", "pairs", "L_proj float32", "search", "L_proj search", "ratio", "sim of the two Δx",
+             "sim to exact, float32", "search", "shift / deviation",
+             "ᾱ_Δx float32", "search", "shift / deviation")  # fmt: skip
         print_rows(generators, projection_rows, options)
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="+")
-    parser.add_argument("--images", type=int, default=100, help="of the test split, for classifiers")
-    parser.add_argument("--correct", action="store_true", help="only images classified rightly without an attack")
-    parser.add_argument("--square-images", type=int, default=0, help="of those, for Square Attack; 0: all")
-    parser.add_argument("--queries", type=int, default=200, help="of Square Attack; 0: leave it out")
-    parser.add_argument("--pairs", type=int, default=60, help="of test images and classes, for GANs")
-    parser.add_argument("--steps", default="", help="of PGD (40), or of the projection (600,150); default: as it ran")
-    parser.add_argument("--classifier", default="", help="directory of a classifier of the GAN's data, for ᾱ_Δx")
-    parser.add_argument("--search", action="append", choices=("bfloat16", "tf32", "float32"), help="repeatable")
-    parser.add_argument("--platform", choices=("gpu", "tpu", "cpu"), default="gpu", help="whose forms are traced")
+    parser.add_argument("directory", nargs="+", metavar="DIR", help="a finished classifier or gan run")
+    parser.add_argument("--images", type=int, default=100, help="test images for classifiers (%(default)s)")
+    parser.add_argument("--correct", action="store_true", help="only images that are classified correctly")
+    parser.add_argument("--square-images", type=int, default=0, help="images for Square Attack; 0 = all of them")
+    parser.add_argument("--queries", type=int, default=200, help="queries of Square Attack (%(default)s); 0 = skip it")
+    parser.add_argument("--pairs", type=int, default=60, help="pairs of image and class for GANs (%(default)s)")
+    parser.add_argument(
+        "--steps", default="", help="steps of PGD (40) or of the projection (600,150); default: the run's"
+    )
+    parser.add_argument("--classifier", default="", metavar="DIR", help="a classifier run on the GAN's data, for ᾱ_Δx")
+    parser.add_argument(
+        "--search", action="append", choices=("bfloat16", "tf32", "float32"), help="repeatable; default: bfloat16"
+    )
+    parser.add_argument(
+        "--platform", choices=("gpu", "tpu", "cpu"), default="gpu", help="platform to trace the search for (gpu)"
+    )
     options = parser.parse_args()
     options.search = options.search or ["bfloat16"]
     options.steps = [int(steps) for steps in options.steps.split(",") if steps]
     if "tf32" in options.search and jax.default_backend() == "cpu":
-        parser.error("--search=tf32: a CPU computes float32 instead; run this on a GPU")
+        parser.error("--search=tf32: a CPU would compute float32; use a GPU")
     return options
 
 
 def table_head(*columns: str) -> None:
-    """Print a Markdown table's head."""
+    """Print the head of a Markdown table."""
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
 
 
 def print_rows(runs: Sequence[Path], rows: Callable, options: argparse.Namespace) -> None:
-    """Print what `rows(run, options)` yields, as soon as it does."""
+    """Print the rows that `rows(run, options)` yields, each as soon as it is ready."""
     for run in runs:
         for cells in rows(run, options):
             print(f"| {' | '.join([run.name, *cells])} |", flush=True)
 
 
 def deviations(shift: float, cell: paper.Number | None) -> tuple[str, str]:
-    """The paper's deviation and the shift in units of it; one printed as 0 counts as half a unit of its last digit."""
+    """Return the paper's deviation and shift / deviation; a deviation of 0 counts as half a unit of its last digit."""
     if cell is None or cell.sd is None:
         return "-", "-"
     return f"{cell.sd:g}", f"{shift / (cell.sd or cell.rounding):+.2f}"
@@ -117,8 +124,15 @@ def deviations(shift: float, cell: paper.Number | None) -> tuple[str, str]:
 # ---- classifiers
 
 
-class Subject(NamedTuple):
-    """A finished classifier on the devices. evaluation: search -> its measurements, all from the same starts."""
+class Finished(NamedTuple):
+    """A finished classifier on the devices.
+
+    Attributes:
+      config: the run's config.
+      variables: its weights, replicated.
+      parts: network and data set.
+      evaluation: the evaluation with a search precision, always from the same starts.
+    """
 
     config: ConfigDict
     variables: Variables
@@ -126,7 +140,7 @@ class Subject(NamedTuple):
     evaluation: Callable[[str], Evaluation]
 
 
-def load(run: Path, options: argparse.Namespace) -> Subject:
+def load(run: Path, options: argparse.Namespace) -> Finished:
     """Read a finished classifier run."""
     variables, described = weights.read(run / CLASSIFIER)
     config = ConfigDict(described["config"])
@@ -148,11 +162,11 @@ def load(run: Path, options: argparse.Namespace) -> Subject:
             right = ~evaluation("float32", split).errors(copies, "", 0, 0)
         split = Split(*(rows[right] for rows in split))
     split = head(split, options.images)
-    return Subject(config, copies, parts, lambda search: evaluation(search, split))
+    return Finished(config, copies, parts, lambda search: evaluation(search, split))
 
 
 def epsilon_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence[str]]:
-    """ε50% of each attack by either search."""
+    """Yield ε50% of each attack with float32 and with each search."""
     subject = load(run, options)
     paper_row = paper.TABLE_2.get((subject.config.data.name, subject.config.method), {})
     reference, *evaluations = (subject.evaluation(search) for search in ("float32", *options.search))
@@ -171,9 +185,9 @@ def epsilon_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence[st
 
 
 def half(
-    subject: Subject, evaluation: Evaluation, attack: str, options: argparse.Namespace, guess: float | None = None
+    subject: Finished, evaluation: Evaluation, attack: str, options: argparse.Namespace, guess: float | None = None
 ) -> tuple[float, dict[float, np.ndarray]]:
-    """ε50%, and who is misclassified at each ε that it took."""
+    """Return ε50%, and which images are misclassified at each ε that was tried."""
     section, seen = subject.config.evaluate, {}
     grid = section.l2_epsilons if attack == "pgd_l2" else section.linf_epsilons
     step_size = section.l2_step_size if attack == "pgd_l2" else subject.config.attack.step_size
@@ -192,7 +206,7 @@ def half(
 
 
 def gain_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence[str]]:
-    """How far the attack of PGD training gets by either search, at the run's ε."""
+    """Yield the gain of the attack of PGD training with each search, at the run's ε."""
     subject = load(run, options)
     with platform.target(jax.default_backend()):
         exact, error = gain(subject, "float32")
@@ -203,8 +217,8 @@ def gain_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence[str]]
         yield (*cells, f"{its_error:.3f}")
 
 
-def gain(subject: Subject, search: str) -> tuple[float, float]:
-    """The mean gain of logit_other - logit_label, and the error, both by the float32 model."""
+def gain(subject: Finished, search: str) -> tuple[float, float]:
+    """Return the mean gain in logit_other - logit_label and the error, both of the float32 model."""
     attack, section, margin = subject.parts.training_attack(), subject.config.attack, pgd.LOSSES["margin"]
 
     def measure(variables: Variables, batch: Batch) -> tuple[Array, Array]:
@@ -223,14 +237,14 @@ def gain(subject: Subject, search: str) -> tuple[float, float]:
 
 
 class Projected(NamedTuple):
-    """Test images projected to every class. loss: L_proj with the penalty `[N, K]`; delta_x: `[N, K, ...]`."""
+    """Test images projected to every class: L_proj with the penalty `[N, K]`, and Δx `[N, K, ...]`."""
 
     loss: np.ndarray
     delta_x: Array
 
 
 def projection_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence[str]]:
-    """L_proj and Δx by either search."""
+    """Yield L_proj and Δx with float32 and with each search."""
     _, described = weights.read(run / GENERATOR)
     config = importlib.import_module(f"configs.{described['dataset']}").get_config("project")
     config.project.update({"generator": str(run), "splits": ("test",), "block": 20})
@@ -251,7 +265,7 @@ def projection_rows(run: Path, options: argparse.Namespace) -> Iterator[Sequence
 
 
 def projected(config: ConfigDict, search: str) -> tuple[project.ProjectRun, Projected]:
-    """Project as a run does, and look at the result in float32."""
+    """Project as a run does, and evaluate the result in float32."""
     config.precision.projection = search
     task = project.ProjectRun(config, None)
     program, results = task.program(), []
@@ -265,23 +279,23 @@ def projected(config: ConfigDict, search: str) -> tuple[project.ProjectRun, Proj
     generate_fn = artifacts.generate_fn(biggan_folded.fold(task.variables), task.dataset.image_shape[0])
     delta_x = jax.jit(lambda *a: projection.delta_x(generate_fn, *a))(image, task.pairs.target, z)
     shape = len(task.pairs.images.label), task.dataset.num_classes
-    penalised = loss + config.project.penalty * np.mean(z**2, axis=1)
-    return task, Projected(penalised.reshape(shape), delta_x.reshape(*shape, *delta_x.shape[1:]))
+    penalized = loss + config.project.penalty * np.mean(z**2, axis=1)
+    return task, Projected(penalized.reshape(shape), delta_x.reshape(*shape, *delta_x.shape[1:]))
 
 
 def flat(delta_x: Array) -> Array:
-    """`[N, K, ...]` -> `[N * K, ...]`."""
+    """Reshape `[N, K, ...]` to `[N * K, ...]`."""
     return delta_x.reshape(-1, *delta_x.shape[2:])
 
 
 def batch_of(task: project.ProjectRun) -> Batch:
-    """The images that were projected."""
+    """Return the projected images."""
     images = jax.device_put(task.pairs.images)
     return pipeline.gather(images, jnp.arange(len(images.label)))
 
 
 def to_exact(task: project.ProjectRun, *found: Projected) -> tuple[str, str, str]:
-    """Mean similarity to the exact Δx by either search, and the shift beside the paper's deviation."""
+    """Return the mean similarity to the exact Δx with each search, and shift / deviation."""
     if task.dataset.delta_x is None:
         return ("-",) * 3
     batch, rows = batch_of(task), jnp.arange(len(task.pairs.images.label))
@@ -291,7 +305,7 @@ def to_exact(task: project.ProjectRun, *found: Projected) -> tuple[str, str, str
 
 
 def alpha(task: project.ProjectRun, exact: Projected, found: Projected, options: argparse.Namespace) -> Sequence[str]:
-    """ᾱ_Δx of a classifier by either search's Δx, and the shift beside the paper's deviation."""
+    """Return a classifier's ᾱ_Δx with each search's Δx, and shift / deviation."""
     if not options.classifier:
         return ("-",) * 3
     variables, described = weights.read(Path(options.classifier) / CLASSIFIER)
@@ -308,7 +322,7 @@ def alpha(task: project.ProjectRun, exact: Projected, found: Projected, options:
 
 
 def compared(values: Sequence[float], cell: paper.Number | None) -> tuple[str, str, str]:
-    """The values of both searches and their difference in units of the paper's deviation."""
+    """Return both values, and their difference in units of the paper's deviation."""
     return f"{values[0]:.4f}", f"{values[1]:.4f}", deviations(values[1] - values[0], cell)[1]
 
 

@@ -1,7 +1,7 @@
-"""Four CPU devices for every test, and short compiles; set before JAX starts.
+"""The environment of every test: four CPU devices, short compiles, no implicit broadcasting. Set before JAX starts.
 
-Compiling is most of what the tests do: machine code is left unoptimised, and a program that several tests or workers
-need is compiled once.
+Compiling is most of what the tests do, so machine code is left unoptimized, and a program that several tests or
+workers need is compiled once. Programs that tests start (`python -m gradalign_jax.main`) inherit the environment.
 """
 
 import os
@@ -10,6 +10,8 @@ import tempfile
 _FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# An array of another rank is broadcast only where the code says so: a [B] beside a [B, 1] is [B, B] otherwise.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the first process's
     _cache = tempfile.TemporaryDirectory(prefix="gradalign_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name

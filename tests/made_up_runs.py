@@ -1,4 +1,4 @@
-"""Result files that no run has written, for tests of the report."""
+"""Made-up result files for tests of the report."""
 
 import json
 
@@ -9,7 +9,7 @@ GRID = [0.0, 0.1, 0.2]
 
 
 def classifier(folder, dataset="spheres", method="baseline", seed=0, **changed):
-    """Writes one made-up classifier run; `changed` sets fields of its result, "config" is merged."""
+    """Write a classifier run; `changed` sets fields of its result, `config` is merged into its config."""
     epsilon = paper.EPSILON[dataset]
     config = {
         **{"task": "classifier", "seed": seed, "method": method},
@@ -29,24 +29,27 @@ def classifier(folder, dataset="spheres", method="baseline", seed=0, **changed):
 
 
 def write(folder, result):
+    """Write a result file; return its directory."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
 def found_in(*folders):
+    """Return runs and classifiers below the folders, none of which may be damaged."""
     found, damaged = runs.collect(folders)
     assert not damaged
     return found, results.classifiers(found)
 
 
 def cell_of(table, column, *key):
+    """Return the cell of the only row with a key."""
     (row,) = [row for row in table.rows if row.key == key]
     return row.cells[table.columns.index(column)]
 
 
 def series(folder, dataset="mnist35"):
-    """PGD runs at three ε with two seeds each; returns alignments and ε50% in the order of the table."""
+    """Write PGD runs at three ε with two seeds each; return alignments and ε50% in the order of the table."""
     alphas, halves = [0.1, 0.2, 0.25, 0.2, 0.4, 0.38], [0.2, 0.25, 0.4, 0.3, 0.5, 0.55]
     for i, (alpha, half) in enumerate(zip(alphas, halves, strict=True)):
         at = {"attack": {"epsilon": (0.15, 0.21, 0.3)[i // 2]}}

@@ -39,12 +39,12 @@ def nearest(logits, jacobian, r):
     return int(np.argmin(distances)), distances
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_measure_equals_a_float64_loop(seed):
+@pytest.mark.parametrize(("seed", "classes"), [(0, CLASSES), (1, CLASSES), (2, 21)])
+def test_measure_equals_a_float64_loop(seed, classes):
     rng = np.random.default_rng(seed)
-    logits_fn, reference = two_layers(rng)
-    images, labels = rng.normal(size=(40, SIZE)), rng.integers(0, CLASSES, 40)
-    cached = rng.normal(size=(100, CLASSES, SIZE))
+    logits_fn, reference = two_layers(rng, classes)
+    images, labels = rng.normal(size=(40, SIZE)), rng.integers(0, classes, 40)
+    cached = rng.normal(size=(100, classes, SIZE))
     index = rng.permutation(100)[:40]
 
     with jax.enable_x64(True):
@@ -90,7 +90,7 @@ def test_closest_class_is_signed_and_never_the_reference():
 
 def test_lemma_1_a_step_of_the_distance_reaches_the_boundary():
     rng = np.random.default_rng(3)
-    weights, bias = rng.normal(size=(SIZE, CLASSES)), rng.normal(size=CLASSES)
+    weights, bias = rng.normal(size=(SIZE, CLASSES)), rng.normal(size=(1, CLASSES))
     image = rng.normal(size=(30, SIZE)).astype(np.float32)
     logits = image @ weights + bias
     label = logits.argmax(-1)
@@ -99,7 +99,7 @@ def test_lemma_1_a_step_of_the_distance_reaches_the_boundary():
     measured = jax.tree.map(np.asarray, measured)
     for x, y, target, distance in zip(image, label, measured["target"], measured["distance"], strict=True):
         normal = weights[:, target] - weights[:, y]
-        moved = (x + distance * normal / np.linalg.norm(normal)) @ weights + bias
+        moved = (x + distance * normal / np.linalg.norm(normal)) @ weights + bias[0]
         np.testing.assert_allclose(moved[target], moved[y], atol=1e-5)
         np.testing.assert_allclose(moved.max(), moved[y], atol=1e-5)  # no other class is reached earlier
 
@@ -151,7 +151,7 @@ def test_cosine_at_zero_and_at_tiny_vectors_is_finite_to_the_second_derivative()
     np.testing.assert_allclose(alignment.cosine_similarity(ones, 1e30 * ones), 1, rtol=1e-6)
 
 
-def test_what_is_not_a_number_shows():
+def test_nan_is_not_hidden():
     bad = jnp.array([[np.nan, 1.0], [1.0, 0.0]])
     np.testing.assert_array_equal(np.isnan(alignment.cosine_similarity(bad, jnp.ones((2, 2)))), [True, False])
     jacobian = jnp.array([[[0.0, 0.0], [np.nan, 1.0], [0.0, 0.0]]])
@@ -214,7 +214,7 @@ def test_measure_costs_one_forward_and_k_backward_passes():
 
     features.defvjp(forward, backward)
     image = jnp.ones((2, SIZE))
-    weights = jnp.ones((SIZE, CLASSES)) * jnp.arange(1.0, CLASSES + 1)
+    weights = jnp.ones((SIZE, 1)) * jnp.arange(1.0, CLASSES + 1)[None]
     jax.jit(lambda x: alignment.measure(lambda v: features(v) @ weights, exact.spheres, x, jnp.zeros(2, int)))(image)
     assert passes == {"forward": 1, "backward": CLASSES}
 
@@ -236,3 +236,65 @@ def test_the_jacobian_is_the_same_in_every_platforms_form(classes):
     expected = jax.vmap(jax.jacrev(lambda x: logits_fn(x[None])[0]))(image)
     for jacobian in found:
         np.testing.assert_allclose(jacobian, expected, rtol=1e-5, atol=1e-6)
+
+
+def functions_of(classes, seed=8):
+    """Every function that chunks classes, of images, and the images."""
+    rng = np.random.default_rng(seed)
+    logits_fn, _ = two_layers(rng, classes)
+    image = jnp.asarray(rng.normal(size=(6, SIZE)), jnp.float32)
+    label, vector = rng.integers(0, classes, 6), rng.normal(size=(classes, SIZE)).astype(np.float32)
+    delta_x = lambda x, y, target, i: jnp.asarray(vector)[target] - x  # noqa: E731
+
+    def trained(scale, x):
+        return alignment.aligned_forward(lambda v: (scale[None] * logits_fn(v) ** 2, None), delta_x, x, label)[1].sum()
+
+    return image, {
+        "measure": lambda x: alignment.measure(logits_fn, delta_x, x, label),
+        "by_class": lambda x: alignment.by_class(logits_fn, delta_x, x, label),
+        "input_jacobian": lambda x: alignment.input_jacobian(logits_fn, x),
+        "target_gradient": lambda x: alignment.target_gradient(logits_fn, x, label),
+        "closest_class": lambda x: alignment.closest_class(*alignment.input_jacobian(logits_fn, x), label),
+        "aligned_forward": lambda x: jax.value_and_grad(trained)(jnp.arange(1.0, 1 + classes), x),
+        "its derivative": lambda x: jax.grad(lambda v: alignment.measure(logits_fn, None, v, label)["distance"].sum())(
+            x
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("classes", [17, 32, 37])
+def test_chunks_of_classes_change_nothing_but_rounding(name, classes, monkeypatch):
+    image, functions = functions_of(classes)
+    with platform.target(name):
+        chunked = {key: jax.jit(f)(image) for key, f in functions.items()}
+        monkeypatch.setattr(alignment, "_WHOLE", 64)
+        whole = {key: jax.jit(f)(image) for key, f in functions_of(classes)[1].items()}
+    for key, expected in whole.items():
+        chex.assert_trees_all_close(chunked[key], expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_array_equal(chunked["measure"]["target"], whole["measure"]["target"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_many_classes_do_not_need_the_jacobian_in_memory(name):
+    classes, pixels, batch = 200, 3000, 4
+    full = batch * classes * pixels * 4
+    weights = jax.ShapeDtypeStruct((pixels, classes), jnp.float32)
+    image, label = jax.ShapeDtypeStruct((batch, pixels), jnp.float32), jnp.arange(batch)
+    delta_x = lambda x, y, target, i: -x  # noqa: E731
+
+    def temporary(f):
+        def on_weights(w, x):
+            return f(lambda v: jnp.tanh(v) @ w, x)
+
+        return jax.jit(on_weights).lower(weights, image).compile().memory_analysis().temp_size_in_bytes
+
+    with platform.target(name):
+        assert temporary(lambda f, x: alignment.measure(f, delta_x, x, label)) < full / 2
+        assert temporary(lambda f, x: alignment.by_class(f, delta_x, x, label)) < full / 2
+        assert temporary(lambda f, x: alignment.target_gradient(f, x, label)) < full / 2
+        assert temporary(lambda f, x: alignment.input_jacobian(f, x)) < full / 2  # beside the result
+        jacobian = jax.ShapeDtypeStruct((batch, classes, pixels), jnp.float32)
+        logits = jax.ShapeDtypeStruct((batch, classes), jnp.float32)
+        compiled = jax.jit(alignment.closest_class).lower(logits, jacobian, label).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < full / 2

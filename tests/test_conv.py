@@ -1,4 +1,4 @@
-"""Each form of a convolution, and its first and second derivatives, against XLA's own in float64."""
+"""Each form of a convolution, with first and second derivatives, against XLA's own in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax import lax
 
 from gradalign_jax.ops import forms, platform, resampling, weight_gradients
 from gradalign_jax.ops.convolution import choose, choose_weights, conv, conv_transpose
-from gradalign_jax.ops.forms import LAYOUT, Window
+from gradalign_jax.ops.window import LAYOUT, Window
 
 # image size, inputs, outputs, kernel size, stride, padding
 SHAPES = [
@@ -58,7 +58,7 @@ def arrays(image, inputs, outputs, size, batch=2):
 
 
 def gradients(function, x, kernel):
-    """The first derivatives of a sum of cubes, and those of the squared length of its input gradient."""
+    """Return the derivatives of a sum of cubes, and of the squared norm of its input gradient."""
 
     def loss(x, kernel):
         return jnp.sum(function(x, kernel) ** 3)
@@ -110,15 +110,15 @@ def test_every_weight_gradient_computes_the_same(form):
 
 @pytest.mark.parametrize("size, stride", [(4, 2), (3, 1)])
 @pytest.mark.parametrize(
-    "batch, fitting, cut", [(6, 2, True), (6, 4, True), (7, 6, False), (6, 0.5, False), (2, 2, False)]
+    "batch, fitting, split", [(6, 2, True), (6, 4, True), (7, 6, False), (6, 0.5, False), (2, 2, False)]
 )
-def test_groups_of_images_add_up(monkeypatch, size, stride, batch, fitting, cut):
-    """The batch is cut where it has a divisor that fits, and taken whole otherwise; the sum is the same."""
+def test_groups_of_images_add_up(monkeypatch, size, stride, batch, fitting, split):
+    """The batch is split if it has a divisor that fits; the sum is the same."""
     x, kernel = arrays((8, 8), 16, 16, size, batch=batch)
     monkeypatch.setattr(weight_gradients, "_GROUP", int(fitting * x.size / batch))
     value, pullback = jax.vjp(lambda kernel: reference(x, kernel, stride, 1), kernel)
     ours = jax.vjp(lambda kernel: conv(x, kernel, stride, 1), kernel)[1]
-    assert ("scan[" in str(jax.make_jaxpr(ours)(value))) == cut
+    assert ("scan[" in str(jax.make_jaxpr(ours)(value))) == split
     np.testing.assert_allclose(ours(value)[0], pullback(value)[0], rtol=1e-8, atol=1e-8)
 
 
@@ -180,7 +180,7 @@ def test_taps_are_added_up_before_they_are_rounded(fused):
         fused(x, jnp.ones((5, 5, 32, 32)))
 
 
-def test_long_sums_are_cut_without_harm():
+def test_long_sums_are_split_without_harm():
     """Few outputs and many pixels: the weight gradient of the first layers."""
     x, kernel = arrays((40, 40), 2, 3, 3, batch=12)
     value, pullback = jax.vjp(lambda kernel: reference(x, kernel, 1, 1), kernel)
@@ -197,7 +197,7 @@ def test_float32_error_of_the_fast_forms():
     np.testing.assert_allclose(ours, exact, atol=1e-5 * np.abs(exact).max())
 
 
-def test_images_of_few_pixels_do_not_reach_xla():
+def test_images_of_few_pixels_avoid_xlas_convolution():
     """XLA's convolution of an image of at most 2x2 pixels is tens of times slower than a matrix product."""
     for size in (1, 2):
         window = Window((size, size), (3, 3), 1, ((1, 1), (1, 1)))
@@ -207,7 +207,7 @@ def test_images_of_few_pixels_do_not_reach_xla():
 
 @pytest.mark.parametrize("name", ["gpu", "tpu"])
 def test_bfloat16_reaches_two_derivatives_on_an_accelerator(name):
-    """Forward, both gradients and both gradients of those: every convolution has bfloat16 factors and result."""
+    """In the forward pass and two derivatives, every convolution has bfloat16 factors and result."""
     x, kernel = (a.astype("float32") for a in arrays((8, 8), 8, 8, 3))
 
     def rounded(x, kernel):

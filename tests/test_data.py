@@ -1,7 +1,12 @@
 """Data sets against the check values of the authors' code, and the ways in which data can be bad."""
 
+import errno
+import fcntl
+import os
+import pwd
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,7 @@ import pytest
 from scipy import ndimage
 
 from gradalign_jax import data
-from gradalign_jax.data import cache
+from gradalign_jax.data import cache, directories
 
 # --- Spheres
 
@@ -114,7 +119,32 @@ def test_a_damaged_cache_is_rebuilt_with_one_warning(tmp_path, caplog, harm):
     cache.fetch(tmp_path, "a", {}, never)
 
 
-def test_an_unwritable_cache_costs_one_warning(tmp_path, caplog):
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EINVAL], ids=["read-only", "full", "no fsync"])
+def test_a_cache_that_cannot_be_written_costs_one_warning_and_no_data(tmp_path, monkeypatch, caplog, code):
+    cache.fetch(tmp_path, "a", {}, build_once(7))
+    before = sorted(tmp_path.iterdir())
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert cache.fetch(tmp_path, "b", {}, build_once(8))["image"][0, 0] == 8
+    assert len(caplog.records) == 1 and os.strerror(code) in caplog.text
+    assert sorted(tmp_path.iterdir()) == before  # no partial files
+    assert cache.fetch(tmp_path, "a", {}, never)["image"][0, 0] == 7
+
+
+def test_the_cache_takes_no_lock(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    for name in ("flock", "lockf", "fcntl"):
+        monkeypatch.setattr(fcntl, name, refuse)
+    cache.fetch(tmp_path, "a", {}, build_once(7))
+    cache.fetch(tmp_path, "a", {}, never)
+
+
+def test_an_unusable_cache_directory_costs_one_warning(tmp_path, caplog):
     (tmp_path / "file").touch()
     arrays = cache.fetch(tmp_path / "file" / "folder", "a", {}, build_once(7))
     assert arrays["image"][0, 0] == 7
@@ -125,6 +155,75 @@ def test_the_cache_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.folder() == tmp_path / "gradalign_jax"
     assert cache.folder("elsewhere").name == "elsewhere"
+
+
+@pytest.fixture
+def homeless(monkeypatch, tmp_path):
+    """No HOME and no passwd entry, as for an arbitrary user id in a container."""
+
+    def unknown(*_):
+        raise KeyError("no passwd entry")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    directories._temporary_cache.cache_clear()
+    yield tmp_path
+    directories._temporary_cache.cache_clear()
+
+
+def test_without_a_home_the_cache_is_private_and_temporary(homeless, caplog):
+    root = cache.folder()
+    assert root == cache.folder() == homeless / f"gradalign_jax-{os.getuid()}"
+    assert root.stat().st_mode & 0o777 == 0o700
+    assert len(caplog.records) == 1 and "XDG_CACHE_HOME" in caplog.text
+    data.load("squares32", limit=2)
+    assert list(root.glob("squares32-*.json"))
+
+
+@pytest.mark.parametrize(
+    "occupy",
+    [
+        lambda path: (path.mkdir(), path.chmod(0o777)),  # anyone may write to it
+        lambda path: path.symlink_to(path.parent),
+        lambda path: path.touch(),
+    ],
+    ids=["writable", "link", "file"],
+)
+def test_without_a_home_a_directory_of_others_is_not_used(homeless, occupy):
+    occupy(homeless / f"gradalign_jax-{os.getuid()}")
+    root = cache.folder()
+    assert root == cache.folder() and root.parent == homeless and root.name != f"gradalign_jax-{os.getuid()}"
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_a_home_a_tilde_is_refused_by_name(homeless):
+    cache_dir = homeless / "cache"
+    for call in (
+        lambda: data.load("cifar10", cache_dir=cache_dir),
+        lambda: data.load("mnist", data_dir="~/tfds", cache_dir=cache_dir),
+        lambda: data.load("squares32", cache_dir="~/cache", limit=2),
+        lambda: data.load("copd", folder="~/films", cache_dir=cache_dir),
+        lambda: data.load("copd", folder=homeless, table="~/table.csv", cache_dir=cache_dir),
+    ):
+        with pytest.raises(data.DataError, match=r"^~/.*: the home directory is unknown; set HOME"):
+            call()
+
+
+def test_a_tilde_is_expanded_in_every_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder("~/a") == tmp_path / "a"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/b")
+    assert cache.folder() == tmp_path / "b" / "gradalign_jax"
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/c")
+    for data_dir, named in ((None, "c"), ("~/d", "d")):
+        with pytest.raises(data.DataError, match=f"is not prepared in {tmp_path / named}"):
+            data.load("mnist", data_dir=data_dir)
+    with pytest.raises(data.DataError, match=f"cannot read the table {tmp_path}/films/metadata.csv"):
+        data.load("copd", folder="~/films")
+    with pytest.raises(data.DataError, match=f"cannot read the table {tmp_path}/table.csv"):
+        data.load("copd", folder=tmp_path, table="~/table.csv")
 
 
 # --- order and checks
@@ -176,7 +275,7 @@ GOOD = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4, 1)
         (np.where(GOOD > 0.9, np.nan, GOOD), [0, 1], "1 of 2 images hold NaN"),
         ((GOOD + 1) * 127.5, [0, 1], r"\[0, 255\]"),
         ((GOOD + 1) / 2, [0, 1], r"2 \* x - 1"),
-        (GOOD * 2.5, [0, 1], "normalisation"),
+        (GOOD * 2.5, [0, 1], "normalization"),
         ((GOOD * 100).astype(np.uint8), [0, 1], "to_float"),
         (GOOD, [0, 3], "0 to 2"),
         (GOOD, [-1, 1], "from -1"),
@@ -201,6 +300,23 @@ def test_check_accepts_good_arrays_and_data_that_leave_the_range_on_purpose():
 def test_an_unknown_name_names_the_nearest(name, nearest):
     with pytest.raises(data.DataError, match=f"did you mean '{nearest}'"):
         data.load(name)
+
+
+def test_a_new_file_is_a_new_data_set(tmp_path):
+    # In a process of its own: data sets are found when the package is imported.
+    (tmp_path / "mine.py").write_text(
+        "from gradalign_jax.data import Dataset\n"
+        "def load(data_dir=None, cache_dir=None, limit=None, folder=None):\n"
+        "    return Dataset(f'mine {limit} {folder}', 2, (3,), {})\n"
+    )
+    script = (
+        f"from gradalign_jax.data import sets; sets.__path__.append({str(tmp_path)!r})\n"
+        "import importlib, gradalign_jax.data as data; importlib.reload(data)\n"
+        "print(data.load('mine', limit=4, folder='f').name, len(data.NAMES))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == f"mine 4 f {len(data.NAMES) + 1}"
+    assert {"spheres", "squares", "squares32", "mnist35", "mnist", "cifar10", "copd"} <= set(data.NAMES)
 
 
 def test_importing_data_is_cheap():

@@ -133,7 +133,7 @@ class TestTorch:
         torch.set_num_threads(threads)
 
     def peers(self, state):
-        from launch.torch_peer import biggan as peer
+        from launch.bench.torch_peer import biggan as peer
 
         g, d = peer.Generator(CLASSES, CHANNELS, WIDTH, LATENT), peer.Discriminator(CLASSES, CHANNELS, WIDTH)
         g, d = (peer.load_flax(n.double(), v) for n, v in ((g, state.generator), (d, state.discriminator)))

@@ -1,4 +1,4 @@
-"""`gradalign_jax.evaluate` on one's own models: closed forms, refusals, kills, and what is not a number."""
+"""`gradalign_jax.evaluate` on a user's models: closed forms, refusals, kills, and values that are not numbers."""
 
 import json
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gradalign_jax
+from gradalign_jax import CW, PGD, Square
 from gradalign_jax.storage.workdir import Workdir
 
 
@@ -15,7 +16,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-DIRECTION = np.random.default_rng(0).normal(size=(4, 4, 1)).astype(np.float32)
+DIRECTION = np.random.default_rng(0).normal(size=(1, 4, 4, 1)).astype(np.float32)
 
 
 def linear(image):
@@ -28,7 +29,7 @@ def own_images(count=40):
     return image, np.asarray(linear(image)).argmax(-1).astype(np.int32)
 
 
-def test_one_call_measures_one_s_own_model():
+def test_one_call_measures_a_users_model():
     """A linear classifier: ε50% is the median distance to its hyperplane, in either norm."""
     image, label = own_images()
     epsilons = tuple(np.linspace(0.01, 0.6, 30))
@@ -58,7 +59,66 @@ def test_one_call_measures_one_s_own_model():
     json.dumps(result)
 
 
-def test_what_a_user_gives_is_checked():
+def test_flat_keywords_equal_the_options():
+    image, label = own_images(12)
+    flat = {"attacks": ("pgd_l2", "square_linf"), "steps": 3, "l2_step_size": 0.3, "l2_epsilons": (0.5, 1.0)}
+    options = {"pgd": PGD(("l2",), 3, 0.1, 0.3, (0.5, 1.0), "margin"), "square": Square(15), "cw": CW(images=2)}
+    shared = {"epsilons": (0.1, 0.2), "block": 12}
+    first = gradalign_jax.evaluate(linear, image, label, step_size=0.1, loss="margin", queries=15, **flat, **shared)
+    second = gradalign_jax.evaluate(linear, image, label, **options | {"cw": None}, **shared)
+    assert first == second
+    assert set(first["curves"]) == {"pgd_l2", "square_linf"}
+    assert gradalign_jax.evaluate(linear, image, label, pgd=None, square=None, **shared)["curves"] == {}
+    with pytest.raises(TypeError, match="no argument 'step'"):
+        gradalign_jax.evaluate(linear, image, label, step=3, **shared)
+
+
+def test_carlini_and_wagner_finds_the_hyperplane_and_a_coarse_descent_is_reported():
+    image, label = own_images(6)
+    options = {"epsilons": (0.1,), "square": None, "block": 6}
+    grid = tuple(np.linspace(0.02, 1, 50))
+    white = PGD(("l2",), 20, l2_step_size=0.1, l2_epsilons=grid, loss="margin")
+    fine = gradalign_jax.evaluate(
+        linear, image, label, pgd=white, cw=CW(images=6, iterations=400, learning_rate=0.01), **options
+    )
+    exact = np.abs((image * DIRECTION).sum((1, 2, 3))) / np.linalg.norm(DIRECTION)
+    np.testing.assert_allclose(fine["linearity"]["carlini_wagner"], exact, rtol=0.03, atol=0.003)
+    assert not any("Carlini" in line for line in fine["warnings"])
+    coarse = gradalign_jax.evaluate(
+        linear, image, label, pgd=white, cw=CW(images=6, iterations=4, learning_rate=2.0), **options
+    )
+    assert any("lower its learning rate" in line for line in coarse["warnings"])
+
+
+def test_delta_x_that_is_not_a_number_is_reported():
+    image, label = own_images(10)
+    options = {"epsilons": (0.1,), "pgd": None, "square": None, "block": 10}
+    result = gradalign_jax.evaluate(
+        linear, image, label, delta_x=lambda x, y, t, i: jnp.where((i < 3)[:, None, None, None], jnp.nan, x), **options
+    )
+    assert result["alpha_delta_x"] is None
+    assert result["alpha_x"] is not None
+    assert any("alpha_delta_x is not a number on 3 of 10 images" in line for line in result["warnings"])
+
+
+def test_explicit_bounds_accept_one_bright_image():
+    image, label = np.full((1, 4, 4, 1), 0.5, np.float32), np.array([1], np.int32)
+    options = {"epsilons": (0.1,), "pgd": None, "square": None}
+    with pytest.raises(ValueError, match=r"look like \[0, 1\]"):
+        gradalign_jax.evaluate(linear, image, label, **options)
+    assert gradalign_jax.evaluate(linear, image, label, bounds=(-1, 1), **options)["images"] == 1
+
+
+def test_softmax_outputs_are_reported():
+    image, label = own_images(10)
+    options = {"epsilons": (0.1,), "pgd": None, "square": None, "block": 10}
+    for function, named in ((jax.nn.softmax, "return probabilities"), (jax.nn.log_softmax, "return log-probabilities")):
+        result = gradalign_jax.evaluate(lambda x, function=function: function(linear(x)), image, label, **options)
+        assert any(named in line for line in result["warnings"])
+    assert not gradalign_jax.evaluate(linear, image, label, **options)["warnings"]
+
+
+def test_arguments_are_checked():
     image, label = own_images(8)
 
     def fails(match, logits_fn=linear, image=image, label=label, **options):
@@ -83,9 +143,14 @@ def test_what_a_user_gives_is_checked():
     fails("must be a list of names", attacks=None)
     fails("delta_x cannot be traced", delta_x=lambda x, *_: np.asarray(x))
     fails("delta_x returns", delta_x=lambda x, *_: x.sum(-1))
+    fails("index has shape", index=np.arange(7))
+    for index in (np.arange(8) - 1, np.arange(8) + 0.5, np.arange(8) + 2**31):
+        fails("index must hold integers from 0", index=index)
+    fails("unknown norm 'l1'", pgd=PGD(("l1",)))
+    fails("cw.learning_rate=0", cw=CW(learning_rate=0))
 
 
-def test_what_is_not_a_number_counts_as_wrong_and_is_told():
+def test_values_that_are_not_numbers_count_as_wrong():
     """A model whose gradient is NaN on half of the images, and one whose logits are."""
     image, label = own_images(40)
     options = {"epsilons": (0.5, 5.0), "bounds": (-9.0, 9.0), "steps": 3, "queries": 20, "block": 20}
@@ -129,7 +194,7 @@ def test_grids_may_be_arrays(tmp_path):
         assert result == plain
 
 
-def test_a_killed_call_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_killed_call_resumes(tmp_path, monkeypatch):
     image, label = own_images(20)
     options = {"epsilons": (0.1, 0.3), "steps": 2, "queries": 20, "workdir": tmp_path / "own"}
     whole = gradalign_jax.evaluate(linear, image, label, **options | {"workdir": None})

@@ -1,14 +1,15 @@
-"""How much a program takes at a time, and the one line where a device's memory ends."""
+"""Block sizes, and the one line when a device's memory runs out."""
 
 import jax
 import pytest
 
-from gradalign_jax import memory
+from gradalign_jax import main, memory, parallel
+from gradalign_jax.errors import RunError
 from gradalign_jax.ops import platform
 
 
 class Device:
-    """A device that tells its memory."""
+    """A device that reports its memory."""
 
     def __init__(self, gigabytes):
         self.gigabytes = gigabytes
@@ -17,7 +18,7 @@ class Device:
         return {"bytes_limit": int(self.gigabytes * 1e9)}
 
 
-def test_a_cpu_gets_what_is_fastest_there():
+def test_a_cpu_gets_the_fastest_block():
     assert memory.block("evaluate", (32, 32, 3), jax.local_devices()) == 100
     assert memory.block("project", (32, 32, 3), jax.local_devices()) == 16
 
@@ -70,3 +71,20 @@ def test_the_line_names_the_key_and_a_value():
 def test_other_errors_pass_through():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.limited_by("key", 1, Device(80)):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_a_full_disk_is_not_called_a_lack_of_device_memory():
+    disk = RunError("cannot write checkpoint 2: RESOURCE_EXHAUSTED: write failed")
+    assert main._first_line(disk) == str(disk)
+    assert "device memory" not in main._first_line(ValueError("RESOURCE_EXHAUSTED: ENOSPC"))
+    assert main._first_line(jax.errors.JaxRuntimeError(MESSAGES[0])).startswith("out of device memory")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'\nno devices")])
+def test_a_platform_that_is_not_there_is_one_line(error, monkeypatch):
+    def no_devices():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", no_devices)
+    with pytest.raises(RunError, match=r"^JAX_PLATFORMS=cpu: JAX finds no such device.*; unset it, or set cpu$"):
+        parallel.check_platform()

@@ -1,4 +1,4 @@
-"""The classifiers: sizes, options, batch norm, pooling and pretrained weights."""
+"""Classifiers: sizes, options, batch norm, pooling, pretrained weights and the folded networks."""
 
 import sys
 from functools import partial
@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradalign_jax import models
-from gradalign_jax.models import mlp, pretrained, resnet, resnet_folded, stem
+from gradalign_jax.models import layers, mlp, pretrained, resnet, resnet_folded, stem
 from gradalign_jax.ops import platform
 from gradalign_jax.storage import weights
 
@@ -35,7 +35,7 @@ def test_unknown_names_and_options_are_refused():
         models.create("resnet18", num_classes=10)
     with pytest.raises(ValueError, match="no model called 'lowering'"):
         models.create("lowering")
-    with pytest.raises(ValueError, match="stem='vgg' is none of 'imagenet', 'cifar'"):
+    with pytest.raises(ValueError, match="stem='vgg' is not valid: use 'imagenet' or 'cifar'"):
         models.create("resnet", num_classes=10, stem="vgg")
     with pytest.raises(ValueError, match="num_classes=2"):
         models.create("mlp", num_classes=3)
@@ -59,15 +59,15 @@ def test_mlp_is_linear_relu_affine():
 
 
 @pytest.mark.parametrize("shape", [(64, 8), (7, 7, 3, 16)])
-def test_default_initialisation_spreads_over_its_bound(shape):
+def test_default_initialization_spreads_over_its_bound(shape):
     bound = np.prod(shape[:-1]) ** -0.5
-    values = np.asarray(models.linear.torch_uniform(KEY, shape))
+    values = np.asarray(layers.torch_uniform(KEY, shape))
     assert 0.95 * bound < np.abs(values).max() <= bound
     assert values.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
 
 
 def batch_norm(x, axis_name=None, frozen=False, train=True):
-    layer = resnet.BatchNorm(frozen, axis_name)
+    layer = layers.BatchNorm(frozen, axis_name)
     variables = {
         "params": {"scale": jnp.array([2.0, 3.0]), "bias": jnp.array([1.0, -1.0])},
         "batch_stats": {"mean": jnp.array([0.5, 0.0]), "var": jnp.array([2.0, 1.0])},
@@ -130,14 +130,14 @@ def test_max_pool_and_its_ties_are_torchs(size):
 
 
 @pytest.mark.parametrize("mapping", ["unit", "raw"])
-def test_normalisation(mapping):
-    scale, shift = stem.normalisation(mapping)
+def test_normalization(mapping):
+    scale, shift = stem.normalization(mapping)
     black = 0.0 if mapping == "unit" else -1.0
-    normalised = np.array([-1.0, 1.0])[:, None] * scale + shift
-    np.testing.assert_allclose(normalised[:, 0], [(black - 0.485) / 0.229, (1.0 - 0.485) / 0.229], rtol=1e-6)
+    normalized = np.array([-1.0, 1.0])[:, None] * scale[None] + shift[None]
+    np.testing.assert_allclose(normalized[:, 0], [(black - 0.485) / 0.229, (1.0 - 0.485) / 0.229], rtol=1e-6)
 
 
-def test_grey_images_are_three_equal_channels():
+def test_gray_images_are_three_equal_channels():
     image = jnp.array(np.random.default_rng(0).uniform(-1, 1, (2, 9, 8, 1)), jnp.float32)
     stem = resnet.Stem(4, 7, 2, 3, "raw")
     variables = stem.init(jax.random.key(0), image)
@@ -146,14 +146,14 @@ def test_grey_images_are_three_equal_channels():
     def loss(variables, image):
         return jnp.sum(jnp.sin(stem.apply(variables, image)))
 
-    grey = jax.value_and_grad(loss, (0, 1))(variables, image)
-    coloured = jax.value_and_grad(lambda v, x: loss(v, jnp.repeat(x, 3, axis=-1)), (0, 1))(variables, image)
-    for a, b in zip(jax.tree.leaves(grey), jax.tree.leaves(coloured), strict=True):
+    gray = jax.value_and_grad(loss, (0, 1))(variables, image)
+    colored = jax.value_and_grad(lambda v, x: loss(v, jnp.repeat(x, 3, axis=-1)), (0, 1))(variables, image)
+    for a, b in zip(jax.tree.leaves(gray), jax.tree.leaves(colored), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def torchvision_tensors(variables):
-    """Random weights named and laid out as torchvision does, with the logits' own head."""
+    """Return random weights with torchvision's names and layouts, and a head of the model's size."""
     rng = np.random.default_rng(0)
     tensors = {}
     for path, value in jax.tree_util.tree_leaves_with_path(variables):
@@ -194,8 +194,8 @@ def test_a_head_of_another_size_is_left_alone(small, tmp_path):
     assert not loaded["params"]["fc"]["bias"].any()
 
 
-def test_a_runs_own_weights_can_be_started_from(small, tmp_path):
-    """Its two outputs do not fit, all else is taken as it is."""
+def test_training_can_start_from_a_runs_weights(small, tmp_path):
+    """The head of two outputs does not fit; every other tensor is loaded unchanged."""
     variables = models.create("resnet", num_classes=2, channels=1).init(KEY)
     weights.write(tmp_path / "classifier.safetensors", variables)
     loaded = pretrained.load(tmp_path / "classifier.safetensors", small[0])
@@ -213,7 +213,7 @@ def test_damaged_files_are_named(small, tmp_path):
     with pytest.raises(ValueError, match=r"w\.safetensors: no tensor layer3\.1\.bn2\.bias"):
         pretrained.load(path, variables)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"w\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"w\.safetensors: not a complete safetensors file"):
         pretrained.load(path, variables)
     save_file(tensors | {"conv1.weight": np.ones((64, 3, 3, 3), "float32")}, path)
     with pytest.raises(ValueError, match=r"conv1\.weight has shape \(3, 3, 3, 64\).*stem") as caught:
@@ -227,26 +227,26 @@ def test_the_hub_is_an_extra(small, monkeypatch):
         pretrained.load("hf:owner/name", small[0])
 
 
-SEARCHED = {
+FOLDED = {
     "mlp": (mlp.create(hidden=(32, 24)), (4, 500)),
     "cifar": (resnet.create(10, stem="cifar", frozen_norm=False), (2, 16, 16, 3)),
-    "grey": (resnet.create(10, channels=1), (2, 28, 28, 1)),
+    "gray": (resnet.create(10, channels=1), (2, 28, 28, 1)),
     "binary": (resnet.create(2, binary=True, channels=1, input_mapping="raw"), (2, 16, 16, 1)),
 }
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-@pytest.mark.parametrize("kind", SEARCHED)
-def test_what_a_search_sees_is_the_network(kind, name):
-    """Folded and prepared, it has the same logits and, in bfloat16, nearly the same gradients."""
-    model, shape = SEARCHED[kind]
+@pytest.mark.parametrize("kind", FOLDED)
+def test_the_folded_network_is_the_network(kind, name):
+    """Folded, it has the same logits and, in bfloat16, nearly the same gradients."""
+    model, shape = FOLDED[kind]
     rng = np.random.default_rng(0)
 
-    def lively(path, leaf):
+    def varied(path, leaf):
         low, high = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.5)}.get(path[-1].key, (None, None))
         return leaf * 1.5 if low is None else jnp.asarray(rng.uniform(low, high, leaf.shape), jnp.float32)
 
-    variables = jax.tree_util.tree_map_with_path(lively, model.init(jax.random.key(0)))
+    variables = jax.tree_util.tree_map_with_path(varied, model.init(jax.random.key(0)))
     image = jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
     cotangent = jnp.asarray(rng.normal(size=(len(image), 2 if kind in ("mlp", "binary") else 10)), jnp.float32)
 
@@ -264,8 +264,8 @@ def test_what_a_search_sees_is_the_network(kind, name):
     assert np.sum(ours * gradient) / np.linalg.norm(ours) / np.linalg.norm(gradient) > 0.9
 
 
-def test_a_bfloat16_stem_sees_what_bfloat16_cannot_hold():
-    """The image enters in two parts, so that a step of 0.001 on top of 0.898 is not lost."""
+def test_a_bfloat16_stem_keeps_small_perturbations():
+    """The stem reads the image in two parts, so that a step of 0.001 from 0.898 is not lost."""
     image = jnp.full((1, 2, 2, 1), 0.8984375)
     channels = [jax.jit(partial(resnet_folded.channels_of, dtype=jnp.bfloat16))(x) for x in (image, image + 1e-3)]
     assert channels[0].dtype == jnp.bfloat16

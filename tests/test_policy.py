@@ -1,17 +1,17 @@
-"""The precision policy, read from the programs that a run would compile for a GPU and for a TPU (no device needed)."""
+"""The precision policy, checked on the programs that a run compiles for a GPU and a TPU (no device needed)."""
 
 import jax
 import pytest
 
 from gradalign_jax.ops import platform
-from launch import policy, programs
+from launch.compiled import policy, programs
 
 
 @pytest.fixture(autouse=True)
 def reported_precision():
     with jax.default_matmul_precision("highest"):  # as main sets it
         yield
-    jax.clear_caches()  # programs at the paper's sizes take much memory
+    jax.clear_caches()  # programs of the paper's size take a lot of memory
 
 
 def lowered(name, kind, lowering, **changes):
@@ -38,11 +38,11 @@ def test_programs_keep_the_policy(name, kind, lowering):
         ("mnist_pgd", {"matmul_precision": "highest"}, "at loop depth 1 has the highest precision"),
     ],
 )
-def test_a_program_that_breaks_it_is_found(name, changes, line):
+def test_a_violation_is_found(name, changes, line):
     assert line in " ".join(policy.violations(name, policy.products(lowered(name, "gpu", "cuda", **changes))))
 
 
-def test_a_kernel_that_is_prepared_in_the_loop_is_found():
-    """The program of a CPU, lowered for a GPU: its kernels are flipped in every iteration."""
+def test_kernel_preparation_in_a_loop_is_found():
+    """A program traced for a CPU flips its kernels in every iteration."""
     found = policy.products(lowered("cifar_pgd", "cpu", "cuda"))
     assert any("a search" in line for line in policy.violations("cifar_pgd", found))

@@ -1,4 +1,4 @@
-"""Data sets through tensorflow_datasets: prepared, read back, damaged, and the real ones where they lie at hand."""
+"""MNIST and CIFAR-10 from prepared records and from idx files: miniature, damaged, and the real ones where present."""
 
 import gzip
 import http.server
@@ -6,19 +6,22 @@ import io
 import json
 import shutil
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradalign_jax import data
+from gradalign_jax.data import idx, public
 from gradalign_jax.data import tfds as tfds_data
 
 MINI = {
-    "mnist": tfds_data.MNIST._replace(counts={"train": 40, "test": 12}),
-    "cifar10": tfds_data.CIFAR10._replace(counts={"train": 30, "test": 6}),
+    "mnist": public.MNIST._replace(counts={"train": 40, "test": 12}),
+    "cifar10": public.CIFAR10._replace(counts={"train": 30, "test": 6}),
 }
 
 
@@ -77,6 +80,7 @@ def prepared(tmp_path_factory):
         local = type(builder.__name__, (builder,), {"url": url}, skip_registration=True)
         local(data_dir=data_dir, file_format="array_record").download_and_prepare()
     server.shutdown()
+    server.server_close()
     assert "tensorflow" not in sys.modules
     return data_dir
 
@@ -84,8 +88,8 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def copy(prepared, tmp_path, monkeypatch):
     """A copy of the miniatures to do harm to; data.load expects their sizes."""
-    monkeypatch.setattr(tfds_data, "MNIST", MINI["mnist"])
-    monkeypatch.setattr(tfds_data, "CIFAR10", MINI["cifar10"])
+    monkeypatch.setattr(public, "MNIST", MINI["mnist"])
+    monkeypatch.setattr(public, "CIFAR10", MINI["cifar10"])
     return shutil.copytree(prepared, tmp_path / "tfds")
 
 
@@ -160,7 +164,7 @@ def test_foreign_data_are_refused(copy, tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match="does not hold cifar10"):
         data.load("cifar10", data_dir=copy, cache_dir=tmp_path)
     # With the real size expected, a miniature is foreign too.
-    monkeypatch.setattr(tfds_data, "MNIST", MINI["mnist"]._replace(counts={"train": 60_000, "test": 10_000}))
+    monkeypatch.setattr(public, "MNIST", MINI["mnist"]._replace(counts={"train": 60_000, "test": 10_000}))
     with pytest.raises(data.DataError, match="does not hold mnist: examples"):
         data.load("mnist", data_dir=copy, cache_dir=tmp_path)
 
@@ -171,6 +175,30 @@ def test_a_missing_package_is_named(copy, tmp_path, monkeypatch):
         data.load("mnist", data_dir=copy, cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("array_record.python", "array_record"),
+        ("immutabledict", "immutabledict"),
+        ("tree", "dm-tree"),
+        ("PIL", "pillow"),
+    ],
+)
+def test_a_package_missing_inside_tensorflow_datasets_is_named(copy, tmp_path, module, named):
+    # A process of its own: here the packages are imported already.
+    script = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from gradalign_jax import data\n"
+        "from gradalign_jax.data import public\n"
+        f"public.MNIST = public.MNIST._replace(counts={MINI['mnist'].counts})\n"
+        f"data.load('mnist', data_dir={str(copy)!r}, cache_dir={str(tmp_path / 'cache')!r})"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    last = found.stderr.strip().splitlines()[-1]
+    assert "DataError: reading mnist needs" in last and named in last and "damaged" not in last
+    assert found.stderr.count("Traceback") == 2  # the error and its cause, nothing logged beside them
+
+
 def test_a_cached_start_needs_no_tensorflow_datasets(copy, tmp_path, monkeypatch):
     before = data.load("mnist", data_dir=copy, cache_dir=tmp_path)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -178,7 +206,114 @@ def test_a_cached_start_needs_no_tensorflow_datasets(copy, tmp_path, monkeypatch
     np.testing.assert_array_equal(after.splits["train"].image, before.splits["train"].image)
 
 
+# --- MNIST's original files
+
+
+@pytest.fixture
+def originals_dir(tmp_path, monkeypatch):
+    """The miniature as idx files, gzipped."""
+    monkeypatch.setattr(public, "MNIST", MINI["mnist"])
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    write_originals(folder)
+    return folder
+
+
+def unpack(folder):
+    for path in list(folder.glob("*ubyte.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+
+
+def move(folder):
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for path in list(folder.glob("*ubyte.gz")):
+        path.rename(folder / "MNIST" / "raw" / path.name)
+
+
+@pytest.mark.parametrize("change", [lambda folder: None, unpack, move], ids=["gz", "plain", "torchvision"])
+def test_idx_files_give_the_data_of_the_records(copy, originals_dir, tmp_path, monkeypatch, change):
+    change(originals_dir)
+    for name in ("mnist", "mnist35"):
+        expected = data.load(name, data_dir=copy, cache_dir=tmp_path / "cache")
+        found = data.load(name, data_dir=originals_dir, cache_dir=tmp_path / "unused")
+        assert found.notes == expected.notes
+        for split, part in expected.splits.items():
+            for array, other in zip(found.splits[split], part, strict=True):
+                np.testing.assert_array_equal(array, other)
+                assert array.dtype == other.dtype
+    assert not (tmp_path / "unused").exists()
+
+
+def edit(name, change):
+    def harm(folder):
+        content = bytearray((folder / name).read_bytes())
+        change(content)
+        (folder / name).write_bytes(content)
+
+    return harm
+
+
+LABELS = "train-labels-idx1-ubyte"
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / LABELS).unlink(), "without train-labels-idx1-ubyte: add it"),
+        (edit(LABELS, lambda content: content.pop()), f"{LABELS} is not a whole idx file"),
+        (edit(LABELS, lambda content: content.append(0)), f"{LABELS} is not a whole idx file"),
+        (edit(LABELS, lambda content: content.clear()), f"{LABELS} is not a whole idx file"),
+        (edit(LABELS, lambda content: content.__delitem__(slice(3, None))), f"{LABELS} is not a whole idx file"),
+        (edit(LABELS, lambda content: content.__setitem__(2, 0x0D)), f"{LABELS} is not a whole idx file"),
+        (edit(LABELS, lambda content: content.__setitem__(8, 9)), f"{LABELS} does not hold MNIST's labels"),
+        (edit(LABELS, lambda content: content.__setitem__(slice(0, 2), b"\x1f\x8b")), f"{LABELS} cannot be read"),
+        (lambda folder: shutil.copy(folder / "t10k-labels-idx1-ubyte", folder / LABELS), r"labels \[12\], not"),
+    ],
+    ids=["missing", "short", "long", "empty", "header", "float", "another set", "gzip", "test for train"],
+)
+def test_bad_idx_files_are_named(originals_dir, tmp_path, harm, message):
+    unpack(originals_dir)
+    harm(originals_dir)
+    with pytest.raises(data.DataError, match=message) as raised:
+        data.load("mnist", data_dir=originals_dir, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(raised.value)
+
+
+def test_records_in_another_order_are_noted(copy, tmp_path, monkeypatch):
+    labels = {split: first[::-1] for split, first in MINI["mnist"].first_labels.items()}
+    monkeypatch.setattr(public, "MNIST", MINI["mnist"]._replace(first_labels=labels))
+    dataset = data.load("mnist", data_dir=copy, cache_dir=tmp_path)
+    assert "orders its images differently" in dataset.notes[0]
+
+
 # --- the real data, where they are prepared
+
+REAL_IDX = sorted(Path(__file__).resolve().parents[2].glob("*/mnist_idx"))
+
+
+def require_prepared(name):
+    try:
+        tfds_data.find(name)
+    except data.DataError:
+        pytest.skip("not prepared here; set TFDS_DATA_DIR to the directory that holds it")
+
+
+@pytest.mark.skipif(not REAL_IDX, reason="no folder mnist_idx beside the checkout")
+def test_the_records_have_the_order_of_the_original_files(pytestconfig):
+    require_prepared("mnist")
+    image, label = idx.read(
+        (REAL_IDX[0] / "t10k-images-idx3-ubyte", REAL_IDX[0] / "t10k-labels-idx1-ubyte"),
+        10_000,
+        public.MNIST.first_labels["test"],
+    )
+    splits = data.load("mnist", cache_dir=pytestconfig.cache.mkdir("data")).splits
+    np.testing.assert_array_equal(splits["test"].image, image)
+    np.testing.assert_array_equal(splits["test"].label, label)
+    training = np.frombuffer((REAL_IDX[0] / "train-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
+    for split in ("train", "validation"):
+        np.testing.assert_array_equal(splits[split].label, training[splits[split].index])
+
 
 CHECKS = {  # sizes of train, validation, test; the first indices of validation and of train
     "mnist": (
@@ -197,10 +332,7 @@ CHECKS = {  # sizes of train, validation, test; the first indices of validation 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_real_data_have_the_check_indices(name, pytestconfig):
-    try:
-        tfds_data.find("mnist" if name == "mnist35" else name)
-    except data.DataError:
-        pytest.skip("not prepared here; set TFDS_DATA_DIR to the folder that holds it")
+    require_prepared("mnist" if name == "mnist35" else name)
     sizes, validation, train = CHECKS[name]
     dataset = data.load(name, cache_dir=pytestconfig.cache.mkdir("data"))
     assert tuple(len(split.label) for split in dataset.splits.values()) == sizes
@@ -210,3 +342,4 @@ def test_real_data_have_the_check_indices(name, pytestconfig):
         assert not dataset.notes  # the original order was recovered
     if name == "mnist35":
         assert abs(np.mean(dataset.splits["test"].label == 0) - 0.531) < 1e-3
+        assert "53.2, 52.0, 53.1 % of train, validation and test" in dataset.notes[0]

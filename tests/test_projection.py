@@ -196,8 +196,8 @@ def test_bfloat16_finds_almost_the_same(generator):
 def test_against_torch(generator):
     """A whole projection with equal weights, as the authors' loop does it: mean over the batch, spectral norm anew."""
     torch = pytest.importorskip("torch")
-    from launch.torch_peer import biggan as peer
-    from launch.torch_peer.projection import project as peer_project
+    from launch.bench.torch_peer import biggan as peer
+    from launch.bench.torch_peer.projection import project as peer_project
 
     tensors = torch.from_numpy(np.array(IMAGES)).permute(0, 3, 1, 2), torch.from_numpy(LABELS).long()
     network = peer.load_flax(peer.Generator(3, 3, 16), generator[1])

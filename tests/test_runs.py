@@ -1,4 +1,4 @@
-"""Whole runs through the task: resume, devices, damage, refusals. A small Spheres run takes a few seconds."""
+"""Whole runs through the task: resume, signals, devices, damage, refusals. A small Spheres run takes seconds."""
 
 import importlib
 import json
@@ -20,7 +20,8 @@ from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.experiment import batches
 from gradalign_jax.experiment.subject import Stream, create_classifier
 from gradalign_jax.models import resnet
-from gradalign_jax.storage.workdir import Workdir, write_atomically
+from gradalign_jax.storage.atomic import write_atomically
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import classifier
 from gradalign_jax.types import Batch, Classifier, Estimate
 
@@ -60,7 +61,7 @@ def lines(path):
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """A kill: nothing catches it."""
 
 
 @pytest.mark.parametrize("method", training.METHODS)
@@ -109,7 +110,7 @@ def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_data_beyond_the_images():
-    """What a compiled chunk needs besides its arguments is the order of an epoch: some bytes an image."""
+    """A compiled chunk needs, besides its arguments, the order of an epoch: some bytes per image."""
     model = models.create("mlp", hidden=(16,), input_size=32 * 32)
     flat = Classifier(model.init, lambda v, image, train=False: model.apply(v, image.reshape(len(image), -1), train))
     optimizer = optax.sgd(0.1)
@@ -124,8 +125,8 @@ def test_memory_does_not_grow_with_the_data_beyond_the_images():
         dataset = data.Dataset("drawn", 2, (32, 32, 1), {"train": split})
         source = batches.source(config, dataset, size // 10, jax.random.key(1))
         chunk = jax.jit(training.make_chunk(step, source, 4, 10))
-        settings = {"epsilon": np.float32(0.1), "step_size": np.float32(0.05)}
-        memory = chunk.lower(state, split, jax.random.key(2), settings).compile().memory_analysis()
+        inputs = training.StepInputs(epsilon=np.float32(0.1), step_size=np.float32(0.05))
+        memory = chunk.lower(state, split, jax.random.key(2), inputs).compile().memory_analysis()
         needed[size] = memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert needed[4000] - needed[1000] < 64 * 3000  # an image as float32 has 4096 bytes
 
@@ -175,7 +176,7 @@ def test_evaluation_equals_the_model_called_at_once():
 
 
 def test_attacks_start_in_directions_of_their_own(tmp_path):
-    """A drawn test set and the attacks on it must not share randomness: starts would lie along x."""
+    """A sampled test set and the attacks on it must not share randomness: starts would lie along x."""
     config = small("baseline")
     workdir = Workdir(tmp_path, config.to_dict())
     run = classifier.ClassifierRun(config, workdir)
@@ -215,7 +216,7 @@ def test_torn_lines_and_files_cost_nothing_else(tmp_path):
     workdir.point(measure="a", epsilon=0.2, value=2)
     workdir.point(measure="a", epsilon=0.3, value=[3, 4])
     file = tmp_path / "evaluation.jsonl"
-    file.write_text(file.read_text().replace("[3, 4]", "[3, 5]"))  # damaged: measured anew
+    file.write_text(file.read_text().replace("[3, 4]", "[3, 5]"))  # damaged: measured again
     assert [point["value"] for point in workdir.points()] == [1, 2]
     workdir.close()
     (tmp_path / "config.json").write_text('{"seed"')
@@ -223,15 +224,15 @@ def test_torn_lines_and_files_cost_nothing_else(tmp_path):
         Workdir(tmp_path, config.to_dict())
 
 
-def test_a_refused_directory_is_let_go(tmp_path):
+def test_a_refused_directory_is_released(tmp_path):
     Workdir(tmp_path, {"a": 1}).close()
     with pytest.raises(RunError, match="another config"):
         Workdir(tmp_path, {"a": 2})
     Workdir(tmp_path, {"a": 1}).close()
 
 
-def test_a_full_disk_under_tensorboard_is_told(tmp_path):
-    """Its writer is a thread that dies alone, and then blocks whoever feeds it."""
+def test_a_full_disk_under_tensorboard_is_reported(tmp_path):
+    """Its writer is a thread that dies silently, and then blocks its callers."""
     workdir = Workdir(tmp_path, {})
     workdir.open_metrics(0)
     queue = workdir._board.file_writer.event_writer
@@ -269,7 +270,7 @@ def test_batch_statistics_are_those_of_the_whole_batch():
     chex.assert_trees_all_close(got, expected, rtol=1e-9)
 
 
-def test_damaged_checkpoints_are_passed_over_then_refused(tmp_path, caplog):
+def test_damaged_checkpoints_are_skipped_then_refused(tmp_path, caplog):
     config = small("baseline")
     start(tmp_path, config)
     (tmp_path / "result.json").unlink()
@@ -311,11 +312,11 @@ def test_divergence_stops_before_it_is_saved(steps, tmp_path):
     ("changes", "named"),
     [
         ({"devices": 99}, "99"),
-        ({"train.steps_per_epoch": 0}, "drawn without end"),
+        ({"train.steps_per_epoch": 0}, "this data set is sampled"),
         ({"data.name": "sphere"}, "did you mean 'spheres'"),
     ],
 )
-def test_what_a_machine_or_data_set_cannot_do_is_named(changes, named, tmp_path):
+def test_the_limits_of_a_machine_or_data_set_are_named(changes, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         start(tmp_path, small("baseline", **changes))
 
@@ -346,9 +347,9 @@ def test_no_input_gradient_of_clean_images_but_in_align():
     model = Classifier(lambda key: {"params": jnp.ones((7, 5)), "batch_stats": {}}, apply)
     optimizer = optax.sgd(0.1)
     batch = Batch(jnp.ones((3, 7)), jnp.zeros(3, int), jnp.arange(3))
-    settings = {"epsilon": 0.1, "step_size": 0.1}
+    inputs = training.StepInputs(epsilon=0.1, step_size=0.1)
     for method, expected in (("baseline", 1), ("pgd", 2)):
         step = training.make_step(model, optimizer, method, attack=pgd.make())
         passes.clear()
-        jax.jit(step)(training.create_state(model, optimizer, None), batch, jax.random.key(0), settings)
+        jax.jit(step)(training.create_state(model, optimizer, None), batch, jax.random.key(0), inputs)
         assert len(passes) == expected

@@ -1,5 +1,7 @@
 """Square Attack against an independent NumPy implementation, and its driver against the attack in one piece."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -92,7 +94,8 @@ def test_more_queries_and_larger_epsilon_fool_more():
     image, label = images(200)
     rates = np.zeros((3, 3))
     for column, queries in enumerate((1, 10, 100)):
-        attack = jax.jit(lambda e: square.make(queries)(model, jax.random.key(0), image, label, e))
+        search = square.make(queries)
+        attack = jax.jit(partial(search, model, jax.random.key(0), image, label))
         for row, epsilon in enumerate((0.02, 0.06, 0.15)):
             rates[row, column] = (model(attack(epsilon)).argmax(-1) != label).mean()
     assert np.all(np.diff(rates, axis=1) > 0)

@@ -1,18 +1,22 @@
-"""The report's tables from made-up result files: cells, z, which runs are one row, and what is told of them."""
+"""The report's tables from made-up result files: cells, which runs share a row, and their notes."""
 
 import csv
 import importlib
 import io
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradalign_jax import paper
-from gradalign_jax.report import formats, groups, runs, statistics, tables, theirs
-from gradalign_jax.report.departures import departures
+from gradalign_jax.config_keys import flatten
+from gradalign_jax.report import cells, formats, groups, paper_settings, runs, statistics, tables
+from gradalign_jax.report.differences import DESCRIBED, IDENTITY, WITHOUT_EFFECT, differences
+from gradalign_jax.report.tables_classifiers import accuracy_by_class, table_2, table_3, theorem_2
+from gradalign_jax.report.tables_generators import norms, similarities, success, table_1
+from gradalign_jax.report.tables_setup import table_s1
+from gradalign_jax.report.text import as_latex
 from made_up_runs import GRID, cell_of, classifier, found_in, series, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,46 +35,6 @@ def test_printed_numbers_are_read_with_their_deviation_and_rounding():
     assert paper.numbers("squares32", "pgd") == {}
 
 
-# ---- statistics
-
-
-def test_z_pools_deviations_by_hand():
-    values = [0.70, 0.72, 0.74]  # mean .72, sample deviation .02
-    printed = paper.number(".659±.028")
-    pooled = math.sqrt((2 * 0.02**2 + 4 * 0.028**2) / 6)
-    expected = (0.72 - 0.659) / math.sqrt(pooled**2 * (1 / 3 + 1 / 5) + 0.0005**2 / 3)
-    assert statistics.z_score(values, printed) == pytest.approx(expected, rel=1e-12)
-
-
-def test_z_of_one_run_is_the_papers_deviation_and_without_one_ours():
-    one = statistics.z_score([0.7], paper.number(".659±.028"))
-    assert one == pytest.approx(0.041 / math.sqrt(0.028**2 * 1.2 + 0.0005**2 / 3))
-    ours = statistics.z_score([0.04, 0.06], paper.number("0.036"))
-    assert ours == pytest.approx(0.014 / math.sqrt(0.0002 * 0.7 + 0.0005**2 / 3))  # our variance is .0002
-    assert statistics.z_score([0.04], paper.number("0.036")) is None
-    assert statistics.z_score([], paper.number(".659±.028")) is None
-
-
-def test_a_deviation_printed_as_zero_is_half_a_unit_of_its_digit():
-    z = statistics.z_score([99.3], paper.number("99.4±0.0"))
-    assert z == pytest.approx(-0.1 / math.sqrt(0.05**2 * (1 + 1 / 5) + 0.05**2 / 3))
-    finer = statistics.z_score([0.010], paper.number(".008±.000"))
-    assert finer == pytest.approx(0.002 / math.sqrt(0.0005**2 * (1 + 1 / 5) + 0.0005**2 / 3))
-
-
-def test_pearson_is_numpys():
-    a, b = np.random.default_rng(0).normal(size=(2, 9))
-    assert statistics.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-12)
-    assert statistics.pearson([1, 2], [1, 2]) is None
-    assert statistics.pearson([1, 1, 1], [1, 2, 3]) is None
-
-
-def test_correlations_are_compared_after_fisher():
-    expected = (math.atanh(0.9) - math.atanh(0.5)) / math.sqrt(1 / 10 + 1 / 27)
-    assert statistics.z_of_correlations(0.9, 13, 0.5, 30) == pytest.approx(expected)
-    assert statistics.z_of_correlations(0.9, 3, 0.5, 30) is None
-
-
 # ---- tables
 
 
@@ -78,14 +42,12 @@ def test_a_cell_has_mean_deviation_number_paper_and_z(tmp_path):
     for seed, half in enumerate((0.0058, 0.0062)):
         classifier(tmp_path / f"{seed}", seed=seed, epsilon_half={"pgd_linf": half, "pgd_l2": 0.1})
     _, found = found_in(tmp_path)
-    cell = cell_of(tables.table_2(found), "pgd_linf", "spheres", "baseline")
-    assert (cell.ours(), cell.theirs()) == ("0.0060 ± 0.0003 (2)", "0.0058 ± .0001")
-    pooled = (1 * 0.0004**2 / 2 + 4 * 0.0001**2) / 5
-    expected = 0.0002 / math.sqrt(pooled * (1 / 2 + 1 / 5) + 0.00005**2 / 3)
-    assert cell.z == pytest.approx(expected)
-    assert cell.distance() == f"{expected:+.1f}"
-    assert cell_of(tables.table_2(found), "accuracy", "spheres", "baseline").ours() == "100.0 ± 0.0 (2)"
-    assert cell_of(tables.table_2(found), "square_linf", "spheres", "baseline").ours() == "missing"
+    cell = cell_of(table_2(found), "pgd_linf", "spheres", "baseline")
+    assert (cell.measured_text(), cell.paper_text()) == ("0.0060 ± 0.0003 (2)", "0.0058 ± .0001")
+    assert cell.z == statistics.z_score([0.0058, 0.0062], paper.number("0.0058±.0001"))
+    assert cell.z_text() == f"{cell.z:+.1f}"
+    assert cell_of(table_2(found), "accuracy", "spheres", "baseline").measured_text() == "100.0 ± 0.0 (2)"
+    assert cell_of(table_2(found), "square_linf", "spheres", "baseline").measured_text() == "missing"
 
 
 def test_a_censored_epsilon_half_is_marked(tmp_path):
@@ -93,10 +55,10 @@ def test_a_censored_epsilon_half_is_marked(tmp_path):
         curve = {"epsilons": GRID, "errors": [0.0, 0.2, 0.4], "threshold": 0.39, "censored": seed == 1}
         classifier(tmp_path / f"{seed}", seed=seed, curves={"pgd_l2": curve})
     _, found = found_in(tmp_path)
-    table = tables.table_2(found)
-    assert cell_of(table, "pgd_l2", "spheres", "baseline").ours() == "0.100 ± 0.000† (2)"
-    assert cell_of(table, "pgd_linf", "spheres", "baseline").ours() == "0.0060 ± 0.0000 (2)"
-    assert cell_of(tables.ratios(found), "ratio", "baseline").ours().endswith("† (2)")
+    table = table_2(found)
+    assert cell_of(table, "pgd_l2", "spheres", "baseline").measured_text() == "0.100 ± 0.000† (2)"
+    assert cell_of(table, "pgd_linf", "spheres", "baseline").measured_text() == "0.0060 ± 0.0000 (2)"
+    assert cell_of(theorem_2(found), "ratio", "baseline").measured_text().endswith("† (2)")
     assert "†" in table.legend
     assert r"$^\dagger$" in formats.latex(table)
     marked = [line for line in csv.DictReader(io.StringIO(formats.as_csv(table))) if line["censored"] == "1"]
@@ -106,42 +68,42 @@ def test_a_censored_epsilon_half_is_marked(tmp_path):
 def test_missing_is_shown_as_missing_and_an_absent_field_is_missing(tmp_path):
     write(tmp_path / "a", {"dataset": "mnist35", "method": "pgd"})  # nothing else
     _, found = found_in(tmp_path)
-    table = tables.table_2(found)
+    table = table_2(found)
     for row in table.rows:
         for cell in row.cells:
-            assert (cell.ours(), cell.distance()) == ("missing", "–")
-            assert cell.theirs() != "–"
+            assert (cell.measured_text(), cell.z_text()) == ("missing", "–")
+            assert cell.paper_text() != "–"
 
 
-def test_only_like_runs_are_averaged_and_the_longest_is_first(tmp_path):
+def test_only_comparable_runs_are_averaged_and_the_longest_is_first(tmp_path):
     classifier(tmp_path / "short", seed=0, alpha_delta_x=0.1)
     classifier(
         tmp_path / "long", seed=0, alpha_delta_x=0.7, config={"train": {"epochs": 80, "steps_per_epoch": 10_000}}
     )
     classifier(tmp_path / "copy", seed=0, alpha_delta_x=0.2)  # the same seed again counts once
     _, found = found_in(tmp_path)
-    rows = [row for row in tables.table_2(found).rows if row.key == ("spheres", "baseline")]
+    rows = [row for row in table_2(found).rows if row.key == ("spheres", "baseline")]
     assert [row.cells[4].values for row in rows] in ([(0.7,), (0.2,)], [(0.7,), (0.1,)])
-    assert "400 steps of 800,000" in rows[1].note
+    assert "400 of 800,000 steps" in rows[1].note
     assert rows[0].note == ""
 
 
-def test_pgd_at_another_epsilon_is_no_row_of_table_2(tmp_path):
+def test_pgd_at_another_epsilon_is_not_in_table_2(tmp_path):
     classifier(tmp_path / "a", method="pgd", config={"attack": {"epsilon": 0.0013}})
     _, found = found_in(tmp_path)
-    assert cell_of(tables.table_2(found), "alpha_x", "spheres", "pgd").ours() == "missing"
+    assert cell_of(table_2(found), "alpha_x", "spheres", "pgd").measured_text() == "missing"
 
 
 def test_table_3_is_pearsons_r_over_all_epsilons_and_seeds(tmp_path):
     alphas, halves = series(tmp_path)
     _, found = found_in(tmp_path)
-    cell = cell_of(tables.table_3(found), "alpha_delta_x", "mnist35")
+    cell = cell_of(table_3(found), "alpha_delta_x", "mnist35")
     r = np.corrcoef(alphas, halves)[0, 1]
     assert cell.values == (pytest.approx(r, abs=1e-12),)
-    assert cell.ours() == f"{r:.3f} (6)"
-    assert cell.z == pytest.approx((math.atanh(r) - math.atanh(0.861)) / math.sqrt(1 / 3 + 1 / 27))
-    assert cell_of(tables.table_3(found), "alpha_x", "mnist35").ours() == "missing"  # does not vary
-    assert cell_of(tables.table_3(found), "alpha_x", "mnist").ours() == "missing"
+    assert cell.measured_text() == f"{r:.3f} (6)"
+    assert cell.z is None  # three ε
+    assert cell_of(table_3(found), "alpha_x", "mnist35").measured_text() == "missing"  # does not vary
+    assert cell_of(table_3(found), "alpha_x", "mnist").measured_text() == "missing"
 
 
 def test_an_evaluation_adds_what_its_run_lacks(tmp_path):
@@ -156,7 +118,7 @@ def test_an_evaluation_adds_what_its_run_lacks(tmp_path):
     assert one.evaluations[0].path == tmp_path / "more"
 
 
-def test_evaluations_of_unlike_settings_are_not_averaged(tmp_path):
+def test_evaluations_of_different_settings_are_not_averaged(tmp_path):
     for seed, queries in enumerate((50, 5000, 5000, None)):
         run = classifier(tmp_path / f"run{seed}", seed=seed, alpha_x=0.1 * seed)
         if queries is not None:
@@ -164,36 +126,108 @@ def test_evaluations_of_unlike_settings_are_not_averaged(tmp_path):
             half = {"square_linf": queries / 1e6}
             classifier(tmp_path / f"more{seed}", seed=seed, epsilon_half=half, config=there, evaluated=str(run))
     _, found = found_in(tmp_path)
-    rows = [row for row in tables.table_2(found).rows if row.key == ("spheres", "baseline")]
+    rows = [row for row in table_2(found).rows if row.key == ("spheres", "baseline")]
     column = paper.COLUMNS.index("square_linf")
     measured = {row.cells[column].values: row for row in rows}
     assert set(measured) == {(0.005, 0.005), (0.00005,)}
     assert len(measured[0.005, 0.005].cells[paper.COLUMNS.index("alpha_x")].values) == 3  # the bare seed joins
-    assert "50 queries of 5,000" in measured[0.00005,].note
+    assert "50 of 5,000 queries" in measured[0.00005,].note
     assert "queries" not in measured[0.005, 0.005].note
 
 
 DATASETS = (*paper.DATASETS, "squares32")
+TASKS = (*paper.METHODS, "evaluate", "vrgan", "gan", "project")
+
+
+def config_of(dataset, task):
+    """Return a config, None where the data set does not have the task."""
+    try:
+        return importlib.import_module(f"configs.{dataset}").get_config(task)
+    except ValueError:
+        return None
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_values_of_the_paper_are_those_of_its_configs(dataset):
-    module = importlib.import_module(f"configs.{dataset}")
-    for task in (*paper.METHODS, "evaluate", "vrgan", "gan", "project"):
-        try:
-            config = module.get_config(task)
-        except ValueError:
-            continue  # the data set has no such task
-        flat = dict(runs.flatten(config.to_dict()))
-        wanted = theirs.values(dataset, config.task)
-        assert config.task == "evaluate" or wanted.keys() <= flat.keys()  # an evaluation has no keys of training
+    for config in filter(None, (config_of(dataset, task) for task in TASKS)):
+        flat = dict(flatten(config.to_dict()))
+        wanted = paper_settings.values(dataset, config.task)
+        missing = wanted.keys() - flat.keys()
+        assert config.task == "evaluate" or not missing  # an evaluation has no keys of training
         for key in wanted.keys() & flat.keys():
-            assert flat[key] == pytest.approx(wanted[key]), (task, key)
+            assert flat[key] == pytest.approx(wanted[key]), (config.task, key)
         run = runs.Run(ROOT, json.loads(json.dumps({"dataset": dataset, "config": config.to_dict()})))
-        assert not [words for words in departures(run) if "." in words.split()[0]]
+        assert not [words for words in differences(run) if "." in words.split()[0]]
 
 
-def test_other_values_than_the_papers_are_told(tmp_path):
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_config_key_is_compared_with_the_paper_or_known_to_change_nothing(dataset):
+    """Every key is described, has the paper's value, identifies the row, or is listed as without effect."""
+    for config in filter(None, (config_of(dataset, task) for task in TASKS)):
+        keys = set(flat := dict(flatten(config.to_dict())))
+        rest = keys - DESCRIBED - IDENTITY - WITHOUT_EFFECT - paper_settings.values(dataset, config.task).keys()
+        assert not rest, (config.task, {key: flat[key] for key in rest})
+    assert not DESCRIBED & WITHOUT_EFFECT | DESCRIBED & IDENTITY | WITHOUT_EFFECT & IDENTITY
+
+
+CHANGES = (
+    ("mnist", "project", {"project.eps": 1e-8}, "project.eps 1e-08, not 6.4e-07"),
+    ("mnist", "project", {"project.skip_own_class": True}, "project.skip_own_class True, not False"),
+    ("mnist", "project", {"precision.projection": "bfloat16"}, "projection in bfloat16"),
+    ("mnist", "gan", {"gan.use_validation": False}, "gan.use_validation False, not True"),
+    ("mnist", "gan", {"gan.ema_decay": 0.999}, "gan.ema_decay 0.999, not 0.9999"),
+    ("mnist", "gan", {"gan.ema_start": 10}, "gan.ema_start 10, not 1000"),
+    ("mnist", "gan", {"precision.training": "bfloat16"}, "training in bfloat16"),
+    ("mnist35", "vrgan", {"generator.downsamplings": 4}, "generator.downsamplings 4, not 2"),
+    ("mnist35", "vrgan", {"precision.training": "bfloat16"}, "training in bfloat16"),
+    ("mnist35", "align", {"delta_x.name": "centroid"}, "Δx for training by centroid"),
+    ("mnist35", "align", {"evaluate.delta_x": "exact"}, "Δx for measuring by exact"),
+    ("spheres", "baseline", {"model.input_size": 50}, "model.input_size 50, not 500"),
+)
+
+
+@pytest.mark.parametrize(("dataset", "task", "changes", "words"), CHANGES, ids=[c[-1] for c in CHANGES])
+def test_a_changed_key_is_a_difference(dataset, task, changes, words):
+    config = config_of(dataset, task)
+    result = {"dataset": dataset, "method": config.get("method")}
+    assert words not in differences(runs.Run(ROOT, {**result, "config": config.to_dict()}))
+    config.update_from_flattened_dict(changes)
+    assert words in differences(runs.Run(ROOT, {**result, "config": config.to_dict()}))
+
+
+@pytest.mark.parametrize("task", ["gan", "vrgan"])
+def test_the_precision_of_generators_is_the_recorded_one(task):
+    config = config_of("squares32", task).to_dict()
+    recorded = {"dataset": "squares32", "config": config, "precision": {"training": "tf32", "reported": "float32"}}
+    assert "training in TF32" in differences(runs.Run(ROOT, recorded))
+    recorded["precision"] = {"training": "float32"}  # as a CPU makes of it
+    assert not [words for words in differences(runs.Run(ROOT, recorded)) if "TF32" in words]
+
+
+def test_an_absent_key_counts_as_its_default_of_then():
+    """Before the key, Carlini-Wagner's learning rate was .02 on every data set, ten times the authors' on Spheres."""
+    config = {"task": "classifier", "method": "pgd", "evaluate": {"cw_images": 8}, "attack": {"epsilon": 0.005}}
+    found = differences(runs.Run(ROOT, {"dataset": "spheres", "method": "pgd", "config": config}))
+    assert found == ["evaluate.cw_learning_rate 0.02, not 0.002"]
+    assert not differences(runs.Run(ROOT, {"dataset": "mnist", "method": "pgd", "config": config}))
+    config["evaluate"]["cw_learning_rate"] = 0.002
+    assert not differences(runs.Run(ROOT, {"dataset": "spheres", "method": "pgd", "config": config}))
+
+
+def test_runs_from_before_and_after_a_key_share_a_row(tmp_path):
+    later = {
+        "attack": {"clip": "range", "loss": "margin"},
+        "evaluate": {"images": 0, "square_queries": 0, "square_images": 0, "generator": "", "store": ""},
+        "validate": {"every_epochs": 1, "first_epoch": 0},
+    }
+    classifier(tmp_path / "old", seed=0, config={"evaluate": {}, "validate": {}})
+    classifier(tmp_path / "old2", seed=1, config={"evaluate": {"images": 0}, "validate": {"images": 0}})
+    classifier(tmp_path / "new", seed=2, config=later)
+    (row,) = rows_of(found_in(tmp_path)[1], "spheres", "baseline")
+    assert len(row.cells[0].values) == 3
+
+
+def test_other_values_than_the_papers_are_described(tmp_path):
     changed = {
         **{"train": {"batch_size": 16}, "optimizer": {"b1": 0.5}, "align": {"weight": 1.0}},
         **{"attack": {"step_size": 0.01, "loss": "cross_entropy"}},
@@ -203,25 +237,25 @@ def test_other_values_than_the_papers_are_told(tmp_path):
     classifier(tmp_path / "a", method="align", config=changed)
     classifier(tmp_path / "b", method="baseline", config=changed)
     _, (align, baseline) = found_in(tmp_path)
-    told = departures(align.run)
+    found = differences(align.run)
     for words in (
         *("train.batch_size 16, not 50", "optimizer.b1 0.5, not 0.0", "align.weight 1.0, not 0.1"),
         *("attack.step_size 0.01, not 0.002", "attack.loss cross_entropy, not margin"),
         *("validate.every_epochs 5, not 1", "validate.images 100, not all", "validate.epsilons: 2 of 6 values"),
         *("evaluate.linf_epsilons: other values", "evaluate.l2_epsilons: other values"),
     ):
-        assert words in told
-    assert [words for words in told if words not in departures(baseline.run)] == ["align.weight 1.0, not 0.1"]
+        assert words in found
+    assert [words for words in found if words not in differences(baseline.run)] == ["align.weight 1.0, not 0.1"]
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "expected"),
     [("", "from scratch"), ("runs/a/classifier.safetensors", "from another run's weights"), ("hf:timm/r18", "")],
 )
-def test_where_the_weights_come_from_is_told(tmp_path, source, told):
+def test_where_the_weights_come_from_is_described(tmp_path, source, expected):
     classifier(tmp_path / "a", "mnist35", config={"model": {"pretrained": source}})
-    words = [told for told in departures(found_in(tmp_path)[1][0].run) if "weights" in told]
-    assert words == ([f"{told}, not ImageNet weights"] if told else [])
+    words = [words for words in differences(found_in(tmp_path)[1][0].run) if "weights" in words]
+    assert words == ([f"{expected}, not from ImageNet weights"] if expected else [])
 
 
 def test_generators_fill_table_1_and_section_3_2(tmp_path):
@@ -231,19 +265,18 @@ def test_generators_fill_table_1_and_section_3_2(tmp_path):
         write(tmp_path / str(seed), {**result, "similarity_by_class": {"0": 0.8, "1": 0.9}})
     runs, found = found_in(tmp_path)
     assert not found
-    assert cell_of(tables.table_1(runs), "delta", "1").ours() == "0.320 ± 0.000 (2)"
-    assert cell_of(tables.table_1(runs), "similarity", "0").values == (0.8, 0.8)
-    assert cell_of(tables.table_1(runs), "other", "0").ours() == "missing"
+    assert cell_of(table_1(runs), "delta", "1").measured_text() == "0.320 ± 0.000 (2)"
+    assert cell_of(table_1(runs), "similarity", "0").values == (0.8, 0.8)
+    assert cell_of(table_1(runs), "other", "0").measured_text() == "missing"
     short = {"task": "vrgan", "train": {"epochs": 1, "steps_per_epoch": 2}}
     full = {"task": "vrgan", "train": {"epochs": 80, "steps_per_epoch": 10_000}}
     for name, config, similarity in (("short", short, 0.1), ("full", full, 0.88)):
         result = {"dataset": "squares32", "task": "project", "similarity": {"mean": similarity}, "config": config}
         write(tmp_path / name, {**result, "dataset": "squares", "task": "vrgan"})
     longest, _ = found_in(tmp_path)
-    assert cell_of(tables.similarities(longest), "similarity", "squares").values == (0.88,)
-    cell = cell_of(tables.similarities(runs), "similarity", "spheres")
-    pooled = (0.0008 + 4 * 0.019**2) / 5
-    assert cell.z == pytest.approx(-0.004 / math.sqrt(pooled * 0.7 + 0.0005**2 / 3))
+    assert cell_of(similarities(longest), "similarity", "squares").values == (0.88,)
+    cell = cell_of(similarities(runs), "similarity", "spheres")
+    assert cell.z == statistics.z_score([0.85, 0.89], paper.number(".874±.019"))
 
 
 def test_an_evaluation_of_a_run_that_is_not_there_stands_alone(tmp_path):
@@ -251,7 +284,7 @@ def test_an_evaluation_of_a_run_that_is_not_there_stands_alone(tmp_path):
     there = {"task": "evaluate", "attack": {"epsilon": 0.005}}
     classifier(tmp_path, method="pgd", config=there, evaluated="gone", evaluated_config=trained)
     _, (one,) = found_in(tmp_path)
-    assert (one.epsilon, one.as_in_table_2, departures(one.run)) == (0.0013, False, [])
+    assert (one.epsilon, one.has_table_2_epsilon, differences(one.run)) == (0.0013, False, [])
 
 
 def test_evaluations_that_stand_alone_are_averaged_over_seeds(tmp_path):
@@ -260,20 +293,20 @@ def test_evaluations_that_stand_alone_are_averaged_over_seeds(tmp_path):
         there = {"config": {"task": "evaluate"}, "evaluated": f"gone{seed}", "evaluated_config": own}
         classifier(tmp_path / str(seed), seed=seed, alpha_x=alpha, **there)
     _, found = found_in(tmp_path)
-    assert cell_of(tables.table_2(found), "alpha_x", "spheres", "baseline").values == (0.6, 0.7)
+    assert cell_of(table_2(found), "alpha_x", "spheres", "baseline").values == (0.6, 0.7)
 
 
-# ---- runs of unlike settings
+# ---- runs of different settings
 
 
 FULL = {"train": {"epochs": 80, "steps_per_epoch": 10_000}}
 
 
 def rows_of(found, *key):
-    return [row for row in tables.table_2(found).rows if row.key == key]
+    return [row for row in table_2(found).rows if row.key == key]
 
 
-def test_what_was_measured_by_the_generator_that_trained_is_a_row_of_its_own(tmp_path):
+def test_measuring_by_the_generator_that_trained_is_a_separate_row(tmp_path):
     for seed, same in enumerate((False, True)):
         at = {"evaluate": {"same_generator": same}}
         classifier(tmp_path / f"{seed}", "mnist35", "align", seed, alpha_delta_x=0.95 if same else 0.6, config=at)
@@ -285,8 +318,8 @@ def test_what_was_measured_by_the_generator_that_trained_is_a_row_of_its_own(tmp
     }
 
 
-def test_a_row_tells_how_its_estimate_differs(tmp_path):
-    """Through the store to the GAN behind it; of a run that is not there, that it is not."""
+def test_a_row_notes_how_its_estimate_differs(tmp_path):
+    """Through the store to the GAN behind it, or that the run is not in the report."""
     gan = write(
         tmp_path / "gan", {"dataset": "mnist", "task": "gan", "config": {"gan": {"iterations": 1000, "width": 32}}}
     )
@@ -295,8 +328,8 @@ def test_a_row_tells_how_its_estimate_differs(tmp_path):
     sources = {"delta_x": {"store": str(store)}, "evaluate": {"store": "runs/gone/store"}}
     classifier(tmp_path / "align", "mnist", "align", config=sources)
     (row,) = rows_of(found_in(tmp_path)[1], "mnist", "align")
-    assert "Δ̂x that trains: 150 images a split, GAN: 1,000 steps of 125,000, gan.width 32, not 256" in row.note
-    assert "Δ̂x that measures: of a run that is not among these" in row.note
+    assert "Δ̂x for training: 150 images in each split, GAN: 1,000 of 125,000 steps, gan.width 32, not 256" in row.note
+    assert "Δ̂x for measuring: from a run that is not in this report" in row.note
 
 
 def test_the_projection_and_the_evaluation_that_did_most_are_shown(tmp_path):
@@ -304,41 +337,41 @@ def test_the_projection_and_the_evaluation_that_did_most_are_shown(tmp_path):
         config = {"task": "project", "project": {"steps": steps}}
         result = {"dataset": "squares32", "task": "project", "pairs": 8, "similarity": similarity, "config": config}
         write(tmp_path / name, result)
-    assert cell_of(tables.similarities(found_in(tmp_path)[0]), "similarity", "squares32").values == (0.66,)
+    assert cell_of(similarities(found_in(tmp_path)[0]), "similarity", "squares32").values == (0.66,)
     for method, hours in (("baseline", 2), ("pgd", 4)):
         for name, images, factor, cw in (("smoke", 8, 0.01, 0), ("whole", 0, 1, 0), ("cw", 0, 9, 50)):
             at = {"task": "evaluate", "evaluate": {"images": images, "square_queries": 5000, "cw_images": cw}}
             classifier(tmp_path / f"{method}_{name}", method=method, seconds=3600 * hours * factor, config=at)
-    assert cell_of(tables.table_s1(found_in(tmp_path)[0]), "square", "spheres").values == (2, 4)
+    assert cell_of(table_s1(found_in(tmp_path)[0]), "spheres", "hours_square").values == (2, 4)
 
 
-def test_of_equally_long_runs_those_like_the_papers_come_first(tmp_path):
+def test_of_equally_long_runs_those_with_fewest_differences_come_first(tmp_path):
     classifier(tmp_path / "a", "mnist35", "pgd", alpha_x=0.1, config={**FULL, "attack": {"steps": 10}})
     for seed in range(3):
         classifier(tmp_path / f"b{seed}", "mnist35", "pgd", seed, alpha_x=0.4, config=FULL)
     found = found_in(tmp_path)[1]
-    assert [c.values["alpha_x"] for c in groups.longest(found, "mnist35", "pgd")] == [0.4] * 3
-    assert "10 attack steps of 40" in rows_of(found, "mnist35", "pgd")[1].note
+    assert [c.values["alpha_x"] for c in groups.longest_trained(found, "mnist35", "pgd")] == [0.4] * 3
+    assert "10 of 40 attack steps" in rows_of(found, "mnist35", "pgd")[1].note
 
 
-def test_where_the_longest_lack_a_number_the_next_have_it(tmp_path):
+def test_where_the_longest_lack_a_number_the_next_are_shown(tmp_path):
     classifier(tmp_path / "long", config=FULL)
     classifier(tmp_path / "short", epsilon_half={"square_linf": 0.0067})
     found = found_in(tmp_path)[1]
     steps = [
-        groups.longest(found, "spheres", "baseline", lambda c, n=name: c.values[n])[0].run.path.name
+        groups.longest_trained(found, "spheres", "baseline", lambda c, n=name: c.values[n])[0].run.path.name
         for name in ("pgd_linf", "square_linf")
     ]
     assert steps == ["long", "short"]
-    assert groups.longest(found, "spheres", "baseline", lambda c: False) == ()
+    assert groups.longest_trained(found, "spheres", "baseline", lambda c: False) == ()
 
 
 def test_a_small_deviation_keeps_its_first_digit():
-    cell = tables.Cell((0.00577, 0.00581), paper.number("0.0058±.0001"))
-    assert cell.ours() == "0.0058 ± 3e−05 (2)"
+    cell = cells.Cell((0.00577, 0.00581), paper.number("0.0058±.0001"))
+    assert cell.measured_text() == "0.0058 ± 3e−05 (2)"
 
 
-def test_each_number_is_from_whoever_measured_most_of_it(tmp_path):
+def test_each_number_is_from_the_run_that_measured_most_of_it(tmp_path):
     run = classifier(tmp_path / "run", accuracy=0.9, config={**FULL, "evaluate": {"images": 300}})
     for name, images, queries, half in (("a", 20, 50, 0.02), ("b", 0, 5000, 0.008)):
         curve = {"epsilons": GRID, "errors": [0.0, 0.5, 1.0], "queries": queries, "images": images or 10_000}
@@ -359,7 +392,7 @@ def test_each_number_is_from_whoever_measured_most_of_it(tmp_path):
     assert row.note == ""  # the 300 images are nowhere in it
 
 
-def test_no_two_rows_of_a_table_read_alike(tmp_path):
+def test_no_two_rows_of_a_table_read_the_same(tmp_path):
     for i, train in enumerate(({"epochs": 1, "steps_per_epoch": 400}, {"epochs": 2, "steps_per_epoch": 400})):
         classifier(tmp_path / f"{i}", config={"train": train})
     for i, epochs in enumerate((3, 150)):
@@ -370,14 +403,84 @@ def test_no_two_rows_of_a_table_read_alike(tmp_path):
         named = [(row.label, row.note) for row in table.rows]
         assert len(named) == len(set(named)), table.name
         text = formats.latex(table)
-        assert all(formats.tex(row.note) in text for row in table.rows)
-        assert formats.tex(table.legend) in text
+        assert all(as_latex(row.note) in text for row in table.rows)
+        assert as_latex(table.legend) in text
 
 
-def test_another_model_is_told_and_a_file_is_one_file_from_wherever_it_is_named(tmp_path):
+def test_another_model_is_described_and_a_file_is_one_file_by_any_path(tmp_path):
     classifier(tmp_path / "a", config={**FULL, "model": {"name": "mlp", "hidden": [32]}})
-    assert departures(found_in(tmp_path)[1][0].run) == ["model.hidden (32,), not (1000, 1000)"]
-    for seed, path in enumerate(("weights/r18.safetensors", "/home/of/one/weights/r18.safetensors")):
+    assert differences(found_in(tmp_path)[1][0].run) == ["model.hidden (32,), not (1000, 1000)"]
+    for seed, path in enumerate(("weights/r18.safetensors", "/home/user/weights/r18.safetensors")):
         classifier(tmp_path / f"m{seed}", "mnist35", seed=seed, config={"model": {"pretrained": path}})
     (row,) = rows_of(found_in(tmp_path)[1], "mnist35", "baseline")
     assert len(row.cells[0].values) == 2
+
+
+# ---- censoring, section 3.2, A.7, Table S1
+
+
+def test_table_3_marks_censored_series(tmp_path):
+    for i, epsilon in enumerate((0.1, 0.2, 0.3, 0.4)):
+        curve = {"epsilons": GRID, "errors": [0.0, 0.2, 0.4], "threshold": 0.39, "censored": i == 3}
+        half, at = {"pgd_linf": 0.1 * i + 0.01 * i**2}, {"attack": {"epsilon": epsilon}}
+        alphas = {"alpha_delta_x": 0.1 * i, "alpha_x": None if i == 3 else 0.1 * i}
+        run = {"epsilon_half": half, "curves": {"pgd_linf": curve}, "config": at}
+        classifier(tmp_path / str(i), "mnist35", "pgd", **alphas, **run)
+    table = table_3(found_in(tmp_path)[1])
+    marked, unmarked = (cell_of(table, alpha, "mnist35") for alpha in paper.T3_COLUMNS)
+    assert "†" in marked.measured_text()
+    assert marked.z is not None
+    assert "†" not in unmarked.measured_text()  # the censored classifier has no such alignment
+    assert "†" in table.legend
+
+
+def test_accuracy_by_class_is_counted_from_images(tmp_path):
+    run = classifier(tmp_path / "run", "squares", "align")
+    at = {"task": "evaluate", "classifier": str(run)}
+    curves = {"pgd_linf": {"epsilons": GRID, "errors": [0, 0.5, 1], "images": 5}}
+    curves["square_linf"] = curves["pgd_linf"] | {"images": 3}
+    there = classifier(tmp_path / "eval", "squares", "align", config=at, evaluated=str(run), curves=curves)
+    (there / "images.csv").write_text(
+        "index,ground_truth_class,predicted_class,smallest_epsilon_pgd_linf,smallest_epsilon_square_linf\n"
+        "0,0,0,,0.1\n1,0,1,0,0\n2,1,1,0.2,\n3,1,1,0.2,\n4,1,0,0,\n"
+    )
+    table = accuracy_by_class(found_in(tmp_path)[1])
+    assert [row.key[-1] for row in table.rows] == ["−1", "1"]
+    values = [[cell.values[0] for cell in row.cells] for row in table.rows]
+    assert values[0] == [50, 50, 0]
+    assert values[1] == pytest.approx([200 / 3, 0, 100])  # one image of class 1 is among Square Attack's three
+    (there / "images.csv").write_text("index,ground_truth_class\n0,1,2\n")
+    assert not accuracy_by_class(found_in(tmp_path)[1]).rows
+
+
+def test_norms_and_success_of_estimates(tmp_path):
+    direct = {"dataset": "mnist35", "task": "vrgan", "norms": {"delta": {"0": 4.0, "1": 5.0}}, "moved": 0.75}
+    write(tmp_path / "direct", direct | {"moved_by_destination": {"0": 0.5, "1": 1.0}})
+    indirect = write(tmp_path / "indirect", {"dataset": "mnist", "task": "project"})
+    image = np.zeros((3, 8, 8, 1))
+    projected = np.zeros((3, 10, 8, 8, 1))
+    projected[0, 5], projected[2, 5] = 0.5, 1.0  # norms 4 and 8
+    np.savez(indirect / "pictures.npz", image=image, label=[3, 5, 3], projected=projected)
+    found, _ = found_in(tmp_path)
+    assert cell_of(norms(found), "mnist35", "3→5").values == (4.0,)
+    assert cell_of(norms(found), "mnist", "3→5").values == (6.0,)
+    assert cell_of(norms(found), "mnist", "5→3").values == (0.0,)
+    assert cell_of(success(found), "success", "mnist35", "all").values == (75.0,)
+    assert cell_of(success(found), "success", "mnist35", "1").values == (100.0,)
+
+
+def test_table_s1_has_settings_sizes_and_hours(tmp_path):
+    splits = {"train": {"images": 54_000}, "validation": {"images": 6000}}
+    at = {"train": {"epochs": 30, "batch_size": 64}, "attack": {"step_size": 0.02}, "align": {"weight": 0.3}}
+    curve = {"epsilons": GRID, "errors": [0.0, 0.5, 1.0], "images": 10_000}
+    for method in ("align", "pgd"):
+        run = {"curves": {"pgd_linf": curve}, "splits": splits, "shape": [28, 28, 1], "seconds": 7200.0}
+        classifier(tmp_path / method, "mnist", method, config=at, **run)
+    write(tmp_path / "project", {"dataset": "mnist", "task": "project", "config": {"project": {"penalty": 1.5}}})
+    table = table_s1(found_in(tmp_path)[0])
+    for name, printed in paper.TABLE_S1_SETUP.items():
+        cell = cell_of(table, "mnist", name)
+        assert cell.measured_text() == printed["mnist"].text if "mnist" in printed else "–", name
+        assert cell.paper_text() == printed["mnist"].text if "mnist" in printed else "–"
+    assert cell_of(table, "mnist", "hours_pgd").values == (2.0,)
+    assert cell_of(table, "squares", "train").measured_text() == "missing"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 
 torch = pytest.importorskip("torch")
 
@@ -19,7 +20,7 @@ from gradalign_jax import alignment, training  # noqa: E402
 from gradalign_jax.attacks import pgd  # noqa: E402
 from gradalign_jax.models import mlp, resnet  # noqa: E402
 from gradalign_jax.types import Batch, Classifier  # noqa: E402
-from launch.torch_peer import authors, lean, models  # noqa: E402
+from launch.bench.torch_peer import authors, lean, models  # noqa: E402
 
 STYLES = {"authors": authors, "lean": lean}
 EPSILON, STEP_SIZE, WEIGHT = 0.05, 0.02, 0.3
@@ -172,11 +173,11 @@ def test_two_training_steps_agree(pair, method):
     keys = jax.random.split(jax.random.key(1), len(pair.label))
     vector = np.random.default_rng(1).normal(size=pair.image.shape)
     attack = pgd.make("linf", steps=3, loss=case.attack_loss)
-    step = training.make_step(case.classifier, case.ours, method, delta_x=lambda *_: jnp.asarray(vector), attack=attack)
-    step = compiled(step)
+    step = compiled(training.make_step(case.classifier, case.ours, method, attack=attack))
+    inputs = training.StepInputs(WEIGHT, Partial(lambda *_: jnp.asarray(vector)), EPSILON, STEP_SIZE)
     state = training.TrainState(pair.variables, case.ours.init(pair.variables["params"]), jnp.zeros((), int))
     for _ in range(2):
-        state, _ = step(state, batch, keys, {"weight": WEIGHT, "epsilon": EPSILON, "step_size": STEP_SIZE})
+        state, _ = step(state, batch, keys, inputs)
     start = to_torch(random_start(pair, keys))
     for style in STYLES.values():
         peer = two_peer_steps(pair, style, method, to_torch(vector), start)

@@ -217,7 +217,7 @@ def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):
     config = tiny(squares32)
     ten = data.load("squares32", limit=8)._replace(num_classes=10)
     monkeypatch.setattr(task.batches, "load", lambda config: ten)
-    with pytest.raises(RunError, match="squares32 has 10: estimate its Δx by gan and project"):
+    with pytest.raises(RunError, match="squares32 has 10: estimate its Δx with the tasks gan and project"):
         task.run(config, Workdir(tmp_path, config.to_dict()))
 
 
@@ -228,7 +228,7 @@ def test_the_generator_that_trained_does_not_measure(tmp_path):
     config.delta_x.generator = str(tmp_path)
     config_checks.check(config)
     config.evaluate.generator = f"{tmp_path}/."
-    with pytest.raises(ValueError, match="the generator that trained"):
+    with pytest.raises(ValueError, match="the generator that training used"):
         config_checks.check(config)
     config.evaluate.same_generator = True
     config_checks.check(config)
@@ -243,8 +243,8 @@ def test_the_generator_that_trained_does_not_measure(tmp_path):
 @pytest.mark.parametrize("name", ["unet", "residual_mlp"])
 def test_generator_and_step_agree_with_pytorch(name):
     torch = pytest.importorskip("torch")
-    from launch.torch_peer import models as peers
-    from launch.torch_peer import vrgan as peer
+    from launch.bench.torch_peer import models as peers
+    from launch.bench.torch_peer import vrgan as peer
 
     image_shape = (4, 8, 8, 1) if name == "unet" else (4, 9)
     rng = np.random.default_rng(0)

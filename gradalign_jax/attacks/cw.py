@@ -58,7 +58,7 @@ def make(
       iterations: most iterations of Adam for each c.
       constant: the first value of c.
       learning_rate: Adam's, in units of w. It must be small beside the distance sought: the authors use 0.02, and 0.002
-        for Spheres, where 0.02 overestimates the distance by a fifth.
+        for Spheres, where 0.02 overestimates the distance by a fifth or more.
       confidence: the margin by which another class must win.
       bounds: smallest and largest value of an attacked image. Values outside are clamped first, which the distance
         includes.

@@ -80,7 +80,7 @@ def make(
         _check_pictures(image)
         image, keys = jax.lax.stop_gradient(image), image_keys(key, len(image))
         limits = jnp.asarray([rotation, translation * image.shape[1], translation * image.shape[2]], image.dtype)
-        scale = jnp.broadcast_to(jnp.asarray(epsilon, image.dtype), (len(image),))[:, None] * limits
+        scale = jnp.broadcast_to(jnp.asarray(epsilon, image.dtype), (len(image),))[:, None] * limits[None]
 
         def measure(x):
             logits = logits_fn(x)
@@ -93,10 +93,10 @@ def make(
         def attempt(carry):
             i, best, best_margin, fooled = carry
             if trials is None:
-                point = jnp.asarray(points)[i]
+                point = jnp.asarray(points)[i][None]
             else:
                 point = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, i), (3,), minval=-1.0))(keys)
-            x = jax.vmap(lambda image, by: _moved(image, *by, bounds[0]))(image, point * scale)
+            x = jax.vmap(lambda image, by: _moved(image, by[0], by[1], by[2], bounds[0]))(image, point * scale)
             value, wrong = measure(x)
             take = ~fooled & (wrong | (value > best_margin))
             best = jnp.where(per_image(take, x) > 0, x, best)
@@ -139,7 +139,7 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
         identity = jnp.stack(jnp.meshgrid(*(jnp.linspace(-1, 1, n) for n in size), indexing="ij"), -1)
 
         def moved(flow, image):
-            place = (jnp.clip(identity + flow, -1, 1) + 1) / 2 * (jnp.asarray(size) - 1)
+            place = (jnp.clip(identity + flow, -1, 1) + 1) / 2 * (jnp.asarray(size) - 1)[None, None]
             return jnp.clip(_sample(image, place[..., 0], place[..., 1], 0.0), *bounds)
 
         def search(image, label, tau):

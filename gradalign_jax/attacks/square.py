@@ -251,7 +251,7 @@ def run(
     Returns:
       The State of all rows, on the host.
     """
-    state = State(*(np.array(leaf) for leaf in start(np.arange(size))))
+    state = State._make(np.array(leaf) for leaf in start(np.arange(size)))
     ends = [0]
     while ends[-1] < queries - 1:
         ends.append(min(ends[-1] + min(ends[-1] + _FIRST_CHUNK, _LONGEST_CHUNK), queries - 1))

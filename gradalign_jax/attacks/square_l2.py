@@ -56,7 +56,7 @@ def _mosaic(key: Array, change: Array) -> Array:
     row, column = (place % side for place in (rows, columns))
     value = jnp.where(tile[..., 0] > 0, eta.T[row][:, column], eta[row][:, column])
     inside = [(place >= 0) & (place < count * side) for place, count in zip((rows, columns), tiles, strict=True)]
-    return jnp.where((inside[0][:, None] & inside[1])[..., None], value[..., None] * (2.0 * tile[..., 1:] - 1), 0)
+    return jnp.where((inside[0][:, None] & inside[1][None])[..., None], value[..., None] * (2.0 * tile[..., 1:] - 1), 0)
 
 
 def _move(key: Array, i: Array, eta: Array, side: Array, epsilon: Array, change: Array) -> Array:
@@ -74,13 +74,13 @@ def _move(key: Array, i: Array, eta: Array, side: Array, epsilon: Array, change:
     )
 
     def energy(value):
-        return jnp.sum(value**2, (0, 1))
+        return jnp.sum(value**2, (0, 1), keepdims=True)
 
     eta = jnp.where(bits[4] & 1, eta.T, eta)
     last = len(eta) - 1
     hill = eta[(rows[:, 0] - corners[0]).clip(0, last)][:, (columns[0] - corners[1]).clip(0, last)]
     sign = 2.0 * (bits[5:] & 1) - 1
-    new = jnp.where(to, hill[..., None] * sign + change / (jnp.sqrt(energy(change * to)) + _SMALL), 0)
+    new = jnp.where(to, hill[..., None] * sign[None, None] + change / (jnp.sqrt(energy(change * to)) + _SMALL), 0)
     left = jnp.maximum(epsilon**2 - jnp.sum(change**2), 0) / channels
     size = jnp.sqrt(left + energy(change * (to | away)))
     return jnp.where(to, new / (jnp.sqrt(energy(new)) + _SMALL) * size, jnp.where(away, 0, change))

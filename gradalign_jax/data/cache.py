@@ -1,40 +1,41 @@
-"""Keeps arrays that are slow to make on disk, and never trusts what it reads back.
+"""A cache on disk for arrays that are slow to decode or generate, verified whenever it is read.
 
-An entry is `<key>-<name>.npy` per array and `<key>.json`, which holds the digest of each array and a
-description of the source the arrays came from. Files are replaced atomically, the manifest last.
+An entry is one `<key>-<name>.npy` per array and `<key>.json`, which holds the digest of each array and a
+description of the arrays' source. Files are replaced atomically, the manifest last, so that no lock is needed.
 """
 
+import functools
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 
+from gradalign_jax.data import directories
+from gradalign_jax.data.directories import Folder
+
 Arrays = dict[str, np.ndarray]
-Folder = str | os.PathLike | None  # None: the default place
 
-
-def folder(cache_dir: Folder = None) -> Path:
-    """Returns the cache folder: the argument, or $XDG_CACHE_HOME/gradalign_jax, or ~/.cache/gradalign_jax."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradalign_jax"
+folder = directories.cache_root
 
 
 def fetch(cache_dir: Folder, key: str, source: Mapping, build: Callable[[], Arrays]) -> Arrays:
-    """Returns the arrays of entry `key`, from disk if they are whole and from `source`, else from `build()`.
+    """Return the arrays of an entry, from disk if they are intact and of the same source, else from `build()`.
+
+    A damaged entry or an unwritable directory costs one warning and a rebuild.
 
     Args:
-      cache_dir: see `folder`.
+      cache_dir: the cache directory; None for the default of `directories.cache_root`.
       key: file name of the entry.
-      source: a JSON-able description of what `build` reads; an entry made from another one is rebuilt.
-      build: makes the arrays. A damaged entry or an unwritable folder costs one warning, nothing else.
+      source: JSON-serializable description of the input of `build`; an entry with another one is rebuilt.
+      build: returns the arrays.
     """
-    root = folder(cache_dir)
+    root = directories.cache_root(cache_dir)
     arrays = _read(root, key, source)
     if arrays is None:
         arrays = build()
@@ -44,35 +45,39 @@ def fetch(cache_dir: Folder, key: str, source: Mapping, build: Callable[[], Arra
 
 def _read(root: Path, key: str, source: Mapping) -> Arrays | None:
     try:
-        text = (root / f"{key}.json").read_text()
-    except OSError:  # no entry; a folder that cannot be used is reported by `_write`
+        text = (root / f"{key}.json").read_text(encoding="utf-8")
+    except OSError:  # no entry; an unusable directory is reported by `_write`
         return None
+    except ValueError as error:  # not UTF-8
+        return _damaged(root, key, error)
     try:
         manifest = json.loads(text)
         if manifest["source"] != json.loads(json.dumps(source)):
             return None
         arrays = {name: np.load(root / f"{key}-{name}.npy") for name in manifest["sha256"]}
-        damaged = [name for name, digest in manifest["sha256"].items() if _digest(arrays[name]) != digest]
+        changed = [name for name, digest in manifest["sha256"].items() if _digest(arrays[name]) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        damaged = [str(error)]
-    if damaged:
-        logging.warning("cache entry %s is damaged (%s): building it again", root / key, damaged[0])
-        return None
-    return arrays
+        return _damaged(root, key, error)
+    return _damaged(root, key, changed[0]) if changed else arrays
+
+
+def _damaged(root: Path, key: str, cause: Exception | str) -> None:
+    logging.warning("cache entry %s is damaged (%s): rebuilding it", root / key, cause)
 
 
 def _write(root: Path, key: str, source: Mapping, arrays: Arrays) -> None:
     manifest = {"source": source, "sha256": {name: _digest(array) for name, array in arrays.items()}}
+    text = json.dumps(manifest, indent=1).encode()
     try:
         root.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
-            _replace(root / f"{key}-{name}.npy", lambda file: np.save(file, array))
-        _replace(root / f"{key}.json", lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+            _replace(root / f"{key}-{name}.npy", functools.partial(np.save, arr=array))
+        _replace(root / f"{key}.json", lambda file: file.write(text))
     except OSError as error:
-        logging.warning("cannot keep %s in the cache %s (%s): going on without", key, root, error)
+        logging.warning("cannot write %s to the cache %s (%s): continuing without it", key, root, error)
 
 
-def _replace(path: Path, write: Callable) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "xb") as file:
@@ -86,7 +91,7 @@ def _replace(path: Path, write: Callable) -> None:
 
 
 def _digest(array: np.ndarray) -> str:
-    # Shape and type belong to the content: the same bytes as another type are other data.
+    # Shape and type are part of the content: the same bytes with another type are other data.
     header = f"{array.dtype.str}{array.shape}".encode()
     digest = hashlib.sha256(header)
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

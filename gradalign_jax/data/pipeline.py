@@ -1,4 +1,4 @@
-"""The order in which examples are visited, as pure functions of (key, epoch), and checks of arrays.
+"""The order in which examples are visited, as pure functions of (key, epoch), and checks of user arrays.
 
 Data stay on the device as uint8; a batch is a gather followed by `to_float`, inside the training step.
 """
@@ -12,21 +12,29 @@ from gradalign_jax.types import IMAGE_RANGE, Array, Batch
 
 
 def to_float(image: Array) -> Array:
-    """Returns images in model units: uint8 as (x / 255 - 0.5) / 0.5 in [-1, 1], float32 as they are.
+    """Convert images to model units: uint8 to (x / 255 - 0.5) / 0.5 in [-1, 1]; float32 is returned unchanged.
 
-    The authors' ToTensor and Normalize(0.5, 0.5).
+    The formula is ToTensor and Normalize(0.5, 0.5) of the authors' code.
     """
     if image.dtype == jnp.uint8:
-        # One exact integer and one rounding; the formula as written leaves [-1, 1] by an ulp when fused.
+        # Exact integers and one rounding; the formula above, when fused, exceeds [-1, 1] by one ulp.
         return (2 * image.astype(jnp.float32) - 255) / 255
     return image.astype(jnp.float32)
 
 
 def epoch_order(key: Array, epoch: int | Array, size: int, take: int) -> Array:
-    """Returns the positions visited in an epoch, int32 `[take]`: the head of a fresh permutation.
+    """Return the positions visited in an epoch: the beginning of a new permutation.
 
-    `take` is the number of whole batches times the batch size ("drop last"; for Squares and MNIST-3/5
-    200 batches of 12). A function of (key, epoch) alone, so that a resumed run visits the same examples.
+    The result depends on key and epoch alone, so that a resumed run visits the same examples.
+
+    Args:
+      key: a JAX random key.
+      epoch: number of the epoch.
+      size: number of examples in the split.
+      take: number of positions, whole batches times the batch size (for Squares and MNIST-3/5, 200 x 12).
+
+    Returns:
+      int32 `[take]`.
 
     Raises:
       ValueError: `take` exceeds `size`.
@@ -37,16 +45,16 @@ def epoch_order(key: Array, epoch: int | Array, size: int, take: int) -> Array:
 
 
 def gather(split: Split, positions: Array) -> Batch:
-    """Returns the examples at `positions` (any shape `[...]`) of a split on the device, in model units."""
+    """Return the examples at `positions` (of any shape) of a split on the device, in model units."""
     return Batch(to_float(split.image[positions]), split.label[positions], split.index[positions])
 
 
 def padded_blocks(size: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions 0 .. size - 1 in order, in blocks of one shape, so that nothing is recompiled.
+    """Return the positions 0 .. size - 1 in order, in blocks of one shape, which need one compilation.
 
     Returns:
-      (positions int32 `[n_blocks, block]`, mask bool `[n_blocks, block]`); where the mask is False the
-      position is 0, a valid one whose result is to be ignored.
+      (positions int32 `[n_blocks, block]`, mask bool `[n_blocks, block]`). Where the mask is False the position
+      is 0, a valid one, and its result must be ignored.
     """
     positions = np.arange(-(-size // block) * block, dtype=np.int32).reshape(-1, block)
     mask = positions < size
@@ -59,16 +67,16 @@ def check(
     num_classes: int,
     bounds: tuple[float, float] | None = IMAGE_RANGE,
 ) -> None:
-    """Checks a user's own arrays before anything runs on them.
+    """Check the arrays of a user.
 
     Args:
       image: `[N, ...]` float in model units ([-1, 1]).
       label: `[N]` integers in 0 .. num_classes - 1.
       num_classes: number of classes.
-      bounds: the range that images must lie in; None for data that leave it on purpose (Squares).
+      bounds: the range that images must lie in; None for data that exceed it by design (Squares).
 
     Raises:
-      ValueError: one line with the cause and the remedy.
+      ValueError: a shape, type or value is wrong; the message is one line with the remedy.
     """
     image, label = np.asarray(image), np.asarray(label)
     _check_shapes(image, label)
@@ -99,10 +107,12 @@ def _check_shapes(image: np.ndarray, label: np.ndarray) -> None:
 
 def _check_range(low: float, high: float, bounds: tuple[float, float]) -> None:
     found = f"images lie in [{low:.4g}, {high:.4g}], not in [{bounds[0]:g}, {bounds[1]:g}]"
-    slack = 1e-3 * (bounds[1] - bounds[0])  # rounding, not another unit
+    slack = 1e-3 * (bounds[1] - bounds[0])  # for rounding
     if low >= 0 and high > 2 * bounds[1]:
         raise ValueError(f"{found}: they look like [0, 255]; pass x / 127.5 - 1, or data.to_float of uint8")
     if low < bounds[0] - slack or high > bounds[1] + slack:
-        raise ValueError(f"{found}: undo the normalisation (it belongs to the model), or pass bounds=(low, high)")
-    if bounds == IMAGE_RANGE and low >= 0:
-        raise ValueError(f"{found}: they look like [0, 1]; pass 2 * x - 1, or bounds=(0, 1) if it is meant so")
+        raise ValueError(f"{found}: undo the normalization (it belongs to the model), or pass bounds=(low, high)")
+    if bounds is IMAGE_RANGE and low >= 0:  # the default: bounds that a caller gives are an answer
+        raise ValueError(
+            f"{found}: they look like [0, 1]; pass 2 * x - 1, or bounds=(0, 1); bounds=(-1, 1) accepts them as they are"
+        )

@@ -1,9 +1,9 @@
-"""Downloads MNIST and CIFAR-10 and prepares them for `data.load`, through `tensorflow_datasets`.
+"""Download of MNIST and CIFAR-10, prepared for `data.load` through `tensorflow_datasets`.
 
     python -m gradalign_jax.data.prepare mnist cifar10 [--data_dir DIR]
 
-Downloads 12 MB and 170 MB, checked against the digests that tfds holds. tfds's own builders unpack with
-TensorFlow; these unpack the same files with the standard library and write the same records without it.
+The downloads are 12 MB and 170 MB, verified against the digests in tfds. The builders of tfds need TensorFlow to
+unpack them; these unpack the same files with the standard library and write the same records.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import PIL.Image
 import tensorflow_datasets as tfds
 
 from gradalign_jax import data
+from gradalign_jax.data import directories
+from gradalign_jax.data.tfds import missing_package
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 _TFDS_MNIST = tfds.builder_cls("mnist")
@@ -25,7 +27,7 @@ _TFDS_CIFAR10 = tfds.builder_cls("cifar10")
 
 
 class Mnist(_TFDS_MNIST, skip_registration=True):
-    """tfds's MNIST; the key of a record is its place in the original file, as there."""
+    """MNIST as in tfds; the key of a record is its position in the original file."""
 
     url = _TFDS_MNIST.URL
     url_infos = _TFDS_MNIST.url_infos  # sizes and SHA-256 of the downloads
@@ -38,15 +40,15 @@ class Mnist(_TFDS_MNIST, skip_registration=True):
 
     def _generate_examples(self, images, labels) -> Examples:
         with gzip.open(images) as image_file, gzip.open(labels) as label_file:
-            # IDX: a header of 16 bytes (images) or 8 (labels), then bytes.
+            # An idx file is a header of 16 bytes (images) or 8 (labels), then bytes.
             image = np.frombuffer(image_file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
             label = np.frombuffer(label_file.read(), np.uint8, offset=8)
-        for key, (one, which) in enumerate(zip(image, label, strict=True)):
-            yield key, {"image": PIL.Image.fromarray(one), "label": int(which)}
+        for key, (one, its_label) in enumerate(zip(image, label, strict=True)):
+            yield key, {"image": PIL.Image.fromarray(one), "label": int(its_label)}
 
 
 class Cifar10(_TFDS_CIFAR10, skip_registration=True):
-    """tfds's CIFAR-10; `id` holds the place in the original files, as there."""
+    """CIFAR-10 as in tfds; `id` holds the position in the original files."""
 
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     url_infos = _TFDS_CIFAR10.url_infos
@@ -74,26 +76,33 @@ class Cifar10(_TFDS_CIFAR10, skip_registration=True):
 BUILDERS = {"mnist": Mnist, "cifar10": Cifar10}
 
 
-def prepare(name: str, data_dir: str | None = None) -> data.Dataset:
-    """Downloads and prepares "mnist" or "cifar10" where needed, and returns it as loaded from there.
+def prepare(name: str, data_dir: directories.Folder = None) -> data.Dataset:
+    """Download and prepare a data set unless it is prepared already, and return it.
+
+    Args:
+      name: "mnist" or "cifar10".
+      data_dir: directory to prepare it in; None: $TFDS_DATA_DIR, otherwise ~/tensorflow_datasets.
 
     Raises:
       DataError: the download failed or is not the expected file, or the result cannot be read.
     """
+    root = directories.prepared_root(data_dir)
     try:
-        builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
+        builder = BUILDERS[name](data_dir=root, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # of the network, the server, the digest, the disk or another format
+    except Exception as error:  # a fault of the network, server, digest, disk or file format
+        if missing := missing_package(error):
+            raise data.DataError(f"preparing {name} needs {missing}") from error
         cause = " ".join(str(error).split())[:300]
         raise data.DataError(
             f"cannot prepare {name} ({type(error).__name__}: {cause}): check network and disk and run this"
-            " again, or choose another --data_dir, or copy the folder from a machine where it is prepared"
+            " again, choose another --data_dir, or copy the directory from a machine where it is prepared"
         ) from error
-    return data.load(name, data_dir=data_dir)
+    return data.load(name, data_dir=root)
 
 
 def main() -> None:
-    """Prepares the data sets named on the command line."""
+    """Prepare the data sets named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m gradalign_jax.data.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="+", choices=sorted(BUILDERS), metavar="NAME", help="mnist, cifar10")

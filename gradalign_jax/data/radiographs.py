@@ -1,196 +1,153 @@
-"""Chest radiographs of two classes, from a folder of films and a CSV (paper 3.1, A.1; the authors' COPD pipeline).
+"""The table of a folder of chest radiographs: its columns, filters and splits by patient (paper 3.1, A.1).
 
-The CSV has a row per film. Columns it needs: `image` (path below the folder), `patient_id`, and either `label` (0 or 1)
-or spirometry: `fev1_fvc` (a fraction) or `fev1` and `fvc`; a ratio under 0.7 is class 1. Columns it may have, each with
-its filter: `view` (PA is kept), `transplant` (patients with any 1 are left out), `days` (from film to test; under 30 is
-kept), `study_id` (studies of exactly one film are kept), `test_id` (with `days` and `study_id`, the closest study of
-each test and the closest test of each study), `split` (train, validation, test). Messages name rows, never files.
+The CSV has one row per film. Required columns:
+
+    image       path of the film below the folder
+    patient_id
+    label       0 or 1; or spirometry instead, `fev1_fvc` (a fraction) or `fev1` and `fvc`: a ratio under 0.7 is class 1
+
+Optional columns, each with the filter of the authors' code that it allows:
+
+    view        PA is kept
+    transplant  patients with a 1 in any row are left out; an empty cell counts as 0
+    days        days between film and test; fewer than 30 are kept
+    study_id    studies of exactly one film are kept
+    test_id     with `days` and `study_id`: the closest study of each test, then the closest test of each study is kept
+    split       train, validation or test
+
+Cells are compared without surrounding blanks, and ids that are numbers by value: 7, 7.0 and 0007 are one patient.
+"nan", "NA", "null" and "none" are empty cells. Error messages name rows, never films or patients.
 """
 
 import csv
-import hashlib
+import os
+import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
-from gradalign_jax.data import cache
-from gradalign_jax.data.cache import Folder
-from gradalign_jax.data.dataset import Dataset, Split
 from gradalign_jax.errors import DataError
-from gradalign_jax.types import Array
 
-SIZE, CROP = 256, 224  # pixels of a stored film, and of what a model sees
-_SPLITS = ("train", "validation", "test")
-_SHARES = {"validation": 0.11, "test": 0.18}  # of the patients; the paper's films divide so
-_THREADS = 4
-_Row = dict[str, str]
+Row = dict[str, str]  # by column; "row" holds the number of the row's last line in the file
+
+SPLITS = ("train", "validation", "test")
+_SHARES = {"validation": 0.11, "test": 0.18}  # of the patients, as in the paper
+_EMPTY = {"", "nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none"}
+_BOOLEANS = {"false": 0.0, "true": 1.0}
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # zero-width characters, which str.strip keeps
 
 
-def copd(
-    data_dir: Folder = None,
-    cache_dir: Folder = None,
-    limit: int | None = None,
-    folder: Folder = None,
-    table: Folder = None,
-) -> Dataset:
-    """Returns the films of a folder, split by patient; 224 x 224 x 1.
+def rows_at(rows: Iterable[Row]) -> str:
+    """Return "row 3 of the table" or "rows 3, 5 and 9 of the table", with at most five numbers."""
+    numbers = [row["row"] for row in rows]
+    if len(numbers) == 1:
+        return f"row {numbers[0]} of the table"
+    if len(numbers) > 5:
+        return f"rows {', '.join(numbers[:5])} and {len(numbers) - 5} more of the table"
+    return f"rows {', '.join(numbers[:-1])} and {numbers[-1]} of the table"
 
-    Training films are kept at 256 x 256 and cropped at random at every visit, the others are cropped in the middle.
 
-    Args:
-      data_dir: not read.
-      cache_dir, limit: those of `data.load`.
-      folder: of the films.
-      table: the CSV; by default metadata.csv in the folder.
+def read(table: Path) -> list[Row]:
+    """Return the rows of a table with normalized cells; columns without any value are dropped.
 
     Raises:
-      DataError: a column or film is missing, a film is constant, a patient is in two splits; the row is named.
+      DataError: the table cannot be read, or a required column or cell is missing, or ids are ambiguous.
     """
-    if not folder:
-        raise DataError("config.data.folder is empty: give the folder of the films (and config.data.table, a CSV)")
-    folder = Path(folder).expanduser()
-    table = Path(table).expanduser() if table else folder / "metadata.csv"
-    rows, notes = _filtered(_read(table))
-    labels = np.array([_label(row) for row in rows], np.int32)
-    parts = _divide(rows)
-    # Tables are often sorted by class: the first few of a split should hold both.
-    parts = {name: np.random.RandomState(0).permutation(part)[:limit] for name, part in parts.items()}
-    used = np.sort(np.concatenate(list(parts.values())))
-    films = [(row["row"], folder / row["image"]) for row in (rows[i] for i in used)]
-    source = {"films": _fingerprint(films), "size": SIZE, "version": 1}
-    image = cache.fetch(cache_dir, f"radiographs-{source['films'][:16]}", source, lambda: {"image": _load(films)})[
-        "image"
-    ]
-    place = {int(i): at for at, i in enumerate(used)}
-    splits = {}
-    for name, part in parts.items():
-        chosen = image[[place[int(i)] for i in part]]
-        if name != "train":
-            edge = (SIZE - CROP) // 2
-            chosen = chosen[:, edge : edge + CROP, edge : edge + CROP]
-        splits[name] = Split(chosen, labels[part], part.astype(np.int32))
-    return Dataset("copd", 2, (CROP, CROP, 1), splits, augment=random_crop, notes=tuple(notes))
-
-
-def random_crop(key: Array, image: Array) -> Array:
-    """A square of 224 x 224 pixels at a random place of a film `[256, 256, C]`."""
-    corner = jax.random.randint(key, (2,), 0, SIZE - CROP + 1)
-    return jax.lax.dynamic_slice(image, (*corner, 0), (CROP, CROP, image.shape[-1]))
-
-
-# ---- the table
-
-
-def _read(table: Path) -> list[_Row]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")  # a short row lacks its last cells
-            rows = [{**row, "row": str(reader.line_num)} for row in reader]
-            columns = set(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.DictReader(file, restval="")  # a short row ends in empty cells
+            reader.fieldnames = [_text(name).lower() for name in reader.fieldnames or ()]
+            columns = [name for name in reader.fieldnames if name]
+            records = [(str(reader.line_num), record) for record in reader]
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"cannot read the table {table}: {error}; correct config.data.table") from error
-    spirometry = {"fev1_fvc"} <= columns or {"fev1", "fvc"} <= columns
-    missing = sorted({"image", "patient_id"} - columns) + ["label (or fev1_fvc, or fev1 and fvc)"] * (
-        "label" not in columns and not spirometry
-    )
-    if missing:
-        raise DataError(f"the table {table} has no column {missing[0]}; it has {', '.join(sorted(columns)) or 'none'}")
-    for row in rows:
-        for column in ("image", "patient_id"):
-            if not row[column]:
-                raise DataError(f"row {row['row']} of the table has an empty {column}: fill it in or remove the row")
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise DataError(f"the table {table} has two columns {twice[0]}: rename or remove one")
+    rows = []
+    for number, record in records:
+        if None in record:
+            raise DataError(f"row {number} of the table has more cells than the header: quote cells that hold commas")
+        cells = {column: _cell(record[column]) for column in columns}
+        if any(cells.values()):
+            rows.append({**cells, "row": number})
+    if not rows:
+        raise DataError(f"the table {table} has no rows below its header")
+    used = {column for column in columns if any(row[column] for row in rows)}
+    _check_columns(table, used)
+    rows = [{column: row[column] for column in (*used, "row")} for row in rows]
+    for column in ("image", "patient_id"):
+        if empty := [row for row in rows if not row[column]]:
+            raise DataError(f"{rows_at(empty)}: {column} is empty; fill it in or remove the row")
+    _unify_ids(rows, used)
     return rows
 
 
-def _number(row: _Row, column: str) -> float:
-    try:
-        return float(row[column])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"row {row['row']} of the table: {column} is {row[column]!r}, not a number") from error
+def label_of(row: Row) -> int:
+    """Return the class of a row: its label, or 1 for FEV1/FVC under 0.7.
 
-
-def _flag(row: _Row, column: str) -> bool:
-    value = _number(row, column)
-    if value not in (0, 1):
-        raise DataError(f"row {row['row']} of the table: {column} is {row[column]!r}, not 0 or 1")
-    return value == 1
-
-
-def _label(row: _Row) -> int:
+    Raises:
+      DataError: the cells are empty or hold no class or ratio.
+    """
     if "label" in row:
-        if row["label"] not in ("0", "1"):
-            raise DataError(f"row {row['row']} of the table: label is {row['label']!r}, not 0 or 1")
-        return int(row["label"])
+        return int(_flag(row, "label"))
     ratio = _number(row, "fev1_fvc") if "fev1_fvc" in row else _number(row, "fev1") / max(_number(row, "fvc"), 1e-9)
     if not 0 < ratio <= 1:
         raise DataError(f"row {row['row']} of the table: FEV1/FVC is {ratio:g}, not a fraction in (0, 1]")
     return int(ratio < 0.7)
 
 
-def _filtered(rows: list[_Row]) -> tuple[list[_Row], list[str]]:
-    """The rows that the paper would use, and a note of each filter that the table's columns do not allow."""
-    if not rows:
-        raise DataError("the table has no rows below its header")
-    columns, skipped = rows[0].keys(), []
-    excluded = {row["patient_id"] for row in rows if row.get("transplant") and _flag(row, "transplant")}
-    filters: dict[str, Callable[[_Row], bool]] = {
-        "view": lambda row: row["view"].strip().upper() == "PA",
-        "transplant": lambda row: row["patient_id"] not in excluded,
-        "days": lambda row: abs(_number(row, "days")) < 30,
-    }
-    for column, keep in filters.items():
-        if column in columns:
-            rows = [row for row in rows if keep(row)]
-        else:
-            skipped.append(column)
-    if "study_id" in columns:
-        films = defaultdict(set)
-        for row in rows:
-            films[row["study_id"]].add(row["image"])
-        rows = [row for row in rows if len(films[row["study_id"]]) == 1]
-    else:
-        skipped.append("study_id")
-    if {"days", "study_id", "test_id"} <= columns:
-        rows = _closest(_closest(rows, "test_id"), "study_id")
-    else:
-        skipped.append("test_id")
+def select(rows: list[Row], folder: Path) -> tuple[list[Row], list[str]]:
+    """Return the rows that pass the paper's filters, one per film, and notes on what was skipped or left out.
+
+    Raises:
+      DataError: no row passes, a cell that a filter needs is empty, or a film has two patients or two labels.
+    """
+    films = [os.path.realpath(folder / row["image"]) for row in rows]
+    check_unique(films, rows, lambda row: row["patient_id"], "are of one film, but of two patients")
+    rows, skipped = _filtered(rows)
     if not rows:
         raise DataError(
             "no row of the table passes the filters (view PA, no transplant, under 30 days, one film a study)"
         )
-    notes = [f"film filters skipped for want of columns: {', '.join(skipped)}"] if skipped else []
+    notes = [f"film filters skipped for lack of columns: {', '.join(skipped)}"] if skipped else []
+    films = [os.path.realpath(folder / row["image"]) for row in rows]
+    check_unique(films, rows, label_of, "are of one film, but have two labels")
+    first = dict(zip(reversed(films), reversed(rows), strict=True))
+    if len(first) < len(rows):
+        notes.append(f"{len(rows) - len(first)} rows left out that repeat a film of an earlier row")
+        rows = [row for film, row in zip(films, rows, strict=True) if first[film] is row]
     for note in notes:
         logging.warning(note)
     return rows, notes
 
 
-def _closest(rows: Iterable[_Row], column: str) -> list[_Row]:
-    """Of the rows that share a value in `column`, the one of the fewest days between film and test; order is kept."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row[column]].append(row)
-    return [min(group, key=lambda row: abs(_number(row, "days"))) for group in groups.values()]
+def check_unique(keys: Iterable, rows: Iterable[Row], value: Callable[[Row], object], message: str) -> None:
+    """Check that rows with equal keys have equal values.
+
+    Raises:
+      DataError: two rows do not; they are named, followed by the message.
+    """
+    seen: dict[object, Row] = {}
+    for key, row in zip(keys, rows, strict=True):
+        first = seen.setdefault(key, row)
+        if first is not row and value(first) != value(row):
+            raise DataError(f"{rows_at([first, row])} {message}: correct or remove one")
 
 
-def _divide(rows: list[_Row]) -> dict[str, np.ndarray]:
-    """Positions of each split's rows: as the table says, else by patients shuffled with RandomState(0)."""
+def divide(rows: list[Row]) -> dict[str, np.ndarray]:
+    """Return the positions of each split's rows: the table's splits, else patients shuffled with RandomState(0).
+
+    Raises:
+      DataError: a split is unknown or empty, or a patient is in two.
+    """
     patients = sorted({row["patient_id"] for row in rows})
     if "split" in rows[0]:
-        assigned: dict[str, str] = {}
-        for row in rows:
-            if row["split"] not in _SPLITS:
-                raise DataError(f"row {row['row']} of the table: split is {row['split']!r}, not {', '.join(_SPLITS)}")
-            if assigned.setdefault(row["patient_id"], row["split"]) != row["split"]:
-                raise DataError(
-                    f"row {row['row']} of the table puts its patient into {row['split']}, an earlier row into "
-                    f"{assigned[row['patient_id']]}: keep each patient in one split"
-                )
+        assigned = _given_splits(rows)
     else:
         np.random.RandomState(0).shuffle(patients)
         bounds = np.cumsum([0] + [round(share * len(patients)) for share in _SHARES.values()])
@@ -198,8 +155,7 @@ def _divide(rows: list[_Row]) -> dict[str, np.ndarray]:
         for name, start, stop in zip(_SHARES, bounds[:-1], bounds[1:], strict=True):
             assigned |= dict.fromkeys(patients[start:stop], name)
     parts = {
-        name: np.array([i for i, row in enumerate(rows) if assigned[row["patient_id"]] == name], int)
-        for name in _SPLITS
+        name: np.array([i for i, row in enumerate(rows) if assigned[row["patient_id"]] == name], int) for name in SPLITS
     }
     for name, part in parts.items():
         if not len(part):
@@ -209,75 +165,148 @@ def _divide(rows: list[_Row]) -> dict[str, np.ndarray]:
     return parts
 
 
-# ---- the films
-
-
-def _fingerprint(films: list[tuple[str, Path]]) -> str:
-    hashed = hashlib.sha256()
-    for row, path in films:
-        try:
-            status = path.stat()
-        except OSError as error:
+def _given_splits(rows: Sequence[Row]) -> dict[str, str]:
+    assigned: dict[str, str] = {}
+    for row in rows:
+        name, patient = row["split"].lower(), row["patient_id"]
+        if name not in SPLITS:
+            raise DataError(f"row {row['row']} of the table: split is {row['split']!r}, not {', '.join(SPLITS)}")
+        if assigned.setdefault(patient, name) != name:
             raise DataError(
-                f"the film of row {row} of the table is missing: correct `image` or config.data.folder"
-            ) from error
-        hashed.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return hashed.hexdigest()
+                f"row {row['row']} of the table puts its patient into {name}, an earlier row into "
+                f"{assigned[patient]}: keep each patient in one split"
+            )
+    return assigned
 
 
-def _load(films: list[tuple[str, Path]]) -> np.ndarray:
-    """All films as uint8 [N, 256, 256, 1]."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        images = pool.map(lambda film: prepare(_open(*film), film[0]), films)
-        return np.stack(list(tqdm(images, total=len(films), desc="reading films", unit="film", disable=None)))
+# ---- cells
 
 
-def _open(row: str, path: Path) -> np.ndarray:
-    """The film's pixels [h, w], in whatever range it has."""
-    try:
-        if path.suffix.lower() in (".dcm", ".dicom"):
-            return _open_dicom(path)
-        from PIL import Image
+def _text(value: str | None) -> str:
+    return (value or "").strip().strip(_INVISIBLE).strip()
 
-        with Image.open(path) as film:
-            return np.asarray(film if film.mode.startswith("I") else film.convert("L"), np.float32)
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise many kinds
+
+def _cell(value: str) -> str:
+    text = _text(value)
+    return "" if text.lower() in _EMPTY else text
+
+
+def _check_columns(table: Path, columns: set[str]) -> None:
+    missing = sorted({"image", "patient_id"} - columns)
+    if not ("label" in columns or "fev1_fvc" in columns or {"fev1", "fvc"} <= columns):
+        missing.append("label (or fev1_fvc, or fev1 and fvc)")
+    if missing:
         raise DataError(
-            f"cannot read the film of row {row} of the table ({type(error).__name__}): replace or remove it"
-        ) from error
+            f"the table {table} has no column {missing[0]} with values; it has {', '.join(sorted(columns)) or 'none'}"
+        )
 
 
-def _open_dicom(path: Path) -> np.ndarray:
+def _number(row: Row, column: str) -> float:
     try:
-        import pydicom
-    except ImportError as error:
-        raise DataError('DICOM films need pydicom: pip install "gradalign_jax[dicom]"') from error
-    film = pydicom.dcmread(path)
-    pixels = film.pixel_array.astype(np.float32)
-    if pixels.ndim != 2:
-        raise ValueError(f"not one grey image, but {pixels.shape}")
-    return pixels.max() - pixels if film.get("PhotometricInterpretation") == "MONOCHROME1" else pixels
+        value = float(row[column])
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        found = repr(row[column]) if row[column] else "empty"
+        raise DataError(f"row {row['row']} of the table: {column} is {found}, not a number")
+    return value
 
 
-def prepare(pixels: np.ndarray, row: str) -> np.ndarray:
-    """A film [h, w] as uint8 [256, 256, 1]: largest square in the middle, bilinear resize, histogram equalisation.
+def _flag(row: Row, column: str) -> bool:
+    text = row[column].lower()
+    value = _BOOLEANS[text] if text in _BOOLEANS else _number(row, column)
+    if value not in (0, 1):
+        raise DataError(f"row {row['row']} of the table: {column} is {row[column]!r}, not 0 or 1")
+    return value == 1
 
-    Raises:
-      DataError: every pixel is the same.
-    """
-    from PIL import Image
 
-    side = min(pixels.shape)
-    top, left = ((length - side) // 2 for length in pixels.shape)
-    square = Image.fromarray(pixels[top : top + side, left : left + side].astype(np.float32), "F")
-    resized = np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-    low, high = float(resized.min()), float(resized.max())
-    if not low < high:
-        raise DataError(f"the film of row {row} of the table is constant, all pixels {low:g}: remove the row")
-    unit = (resized - low) / (high - low)
-    counts, edges = np.histogram(unit, bins=256, range=(0, 1))
-    share = np.cumsum(counts) / counts.sum()
-    equalised = np.interp(unit, (edges[:-1] + edges[1:]) / 2, share)
-    return np.rint(255 * equalised).astype(np.uint8)[..., None]
+def _unify_ids(rows: list[Row], columns: set[str]) -> None:
+    """Give equal ids one spelling, in place; studies and tests are numbered within a patient."""
+    for column in ("patient_id", "study_id", "test_id"):
+        if column not in columns:
+            continue
+        groups = defaultdict(list)
+        for row in rows:
+            if row[column]:
+                scope = "" if column == "patient_id" else row["patient_id"]
+                groups[scope, _identity(row[column])].append(row)
+        loose: dict[tuple, list[Row]] = {}
+        for (scope, identity), group in groups.items():
+            other = loose.setdefault((scope, _loose(identity)), group)
+            if other is not group:
+                raise DataError(
+                    f"{rows_at([other[0], group[0]])} have a {column} that differs only in case, punctuation or"
+                    " leading zeros: spell one id one way, and tell two ids apart by other characters"
+                )
+            spelling = min(row[column] for row in group)
+            for row in group:
+                row[column] = spelling
+
+
+def _identity(text: str) -> str:
+    """Return what makes two spellings the same id: whole numbers by value, other text without repeated blanks."""
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    if re.fullmatch(r"\+?\d+(\.\d*)?(e\+?\d\d?)?", text, re.IGNORECASE):
+        value = Decimal(text)
+        if value == value.to_integral_value():
+            return str(int(value))
+    return text
+
+
+def _loose(identity: str) -> tuple:
+    """Return the words and numbers of an id, without case, punctuation and leading zeros."""
+    parts = re.findall(r"\d+|[^\W\d_]+", identity.casefold())
+    return tuple(int(part) if part.isdecimal() else part for part in parts) or (identity,)
+
+
+# ---- filters
+
+
+def _filtered(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """Return the rows that pass the filters, and the columns whose absence skipped one."""
+    columns, skipped = rows[0].keys(), []
+    # Of all rows: a patient whose transplant is noted beside a lateral film is left out too.
+    flagged = [row for row in rows if row.get("transplant") and _flag(row, "transplant")]
+    excluded = {row["patient_id"] for row in flagged}
+    if "view" in columns:
+        rows = [row for row in rows if row["view"].upper() == "PA"]
+    else:
+        skipped.append("view")
+    if "transplant" in columns:
+        rows = [row for row in rows if row["patient_id"] not in excluded]
+    else:
+        skipped.append("transplant")
+    if "days" in columns:
+        _check_filled(rows, "days")
+        rows = [row for row in rows if abs(_number(row, "days")) < 30]
+    else:
+        skipped.append("days")
+    if "study_id" in columns:
+        _check_filled(rows, "study_id")
+        films = defaultdict(set)
+        for row in rows:
+            films[row["patient_id"], row["study_id"]].add(os.path.normpath(row["image"]))
+        rows = [row for row in rows if len(films[row["patient_id"], row["study_id"]]) == 1]
+    else:
+        skipped.append("study_id")
+    if {"days", "study_id", "test_id"} <= columns:
+        _check_filled(rows, "test_id")
+        rows = _closest(_closest(rows, "test_id"), "study_id")
+    else:
+        skipped.append("test_id")
+    return rows, skipped
+
+
+def _check_filled(rows: Iterable[Row], column: str) -> None:
+    if empty := [row for row in rows if not row[column]]:
+        raise DataError(
+            f"{rows_at(empty)}: {column} is empty; fill it in, remove the row, or remove the column to skip its filter"
+        )
+
+
+def _closest(rows: Iterable[Row], column: str) -> list[Row]:
+    """Return, of a patient's rows with one id in `column`, that of the fewest days between film and test, in order."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["patient_id"], row[column]].append(row)
+    return [min(group, key=lambda row: abs(_number(row, "days"))) for group in groups.values()]

@@ -1,6 +1,6 @@
 """Δx of the synthetic data sets, in closed form (paper 3.2 and Figure 1).
 
-With two classes the target is the other class, so neither function reads `target` or `index`.
+With two classes the target is the other class, so no function here reads `target` or `index`.
 """
 
 import jax.numpy as jnp
@@ -9,10 +9,24 @@ import numpy as np
 from gradalign_jax.types import Array, DeltaX
 
 RADII = (1.0, 1.3)  # Spheres: of class 0 and of class 1
+SQUARES = {"squares": ((142, 88), 224), "squares32": ((20, 12), 32)}  # sides of class 0 and of class 1, and image size
+
+
+def make(data_set: str) -> DeltaX:
+    """Return Δx of "spheres", "squares" or "squares32".
+
+    Raises:
+      ValueError: for any other data set.
+    """
+    if data_set == "spheres":
+        return spheres
+    if data_set in SQUARES:
+        return squares(*SQUARES[data_set])
+    raise ValueError(f"no exact Δx is known for {data_set!r}: use one of {', '.join(['spheres', *SQUARES])}")
 
 
 def spheres(image: Array, label: Array, target: Array | None = None, index: Array | None = None) -> Array:
-    """Returns the vector `[B, n]` from each point to the nearest point of the other sphere.
+    """Return the vector `[B, n]` from each point to the nearest point of the other sphere.
 
     +0.3 x from the inner sphere (class 0), -0.3 x / 1.3 from the outer one (class 1).
     """
@@ -22,7 +36,7 @@ def spheres(image: Array, label: Array, target: Array | None = None, index: Arra
 
 
 def squares(sides: tuple[int, int], size: int) -> DeltaX:
-    """Returns Δx of centred squares of two sides on a background 1.0 darker.
+    """Return Δx of centered squares of two sides on a background 1.0 darker.
 
     Args:
       sides: side in pixels of class 0 (large) and of class 1 (small): (142, 88), or (20, 12).
@@ -43,7 +57,7 @@ def squares(sides: tuple[int, int], size: int) -> DeltaX:
 
 
 def centred_square(size: int, side: int) -> np.ndarray:
-    """Returns a mask `[size, size]`, True on the square of that (even) side around the centre."""
+    """Return a mask `[size, size]`, True on the square of that (even) side around the center."""
     distance = np.arange(size) - size // 2
     inside = (distance >= -(side // 2)) & (distance < side // 2)
     return inside[:, None] & inside[None, :]

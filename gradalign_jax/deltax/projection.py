@@ -1,14 +1,15 @@
-"""Projection of images onto what a conditional generator can make: z* = argmin_z L_proj(x, z, c) (paper 2.3.2, A.3).
+"""Projection of images onto the manifold of a conditional generator: z* = argmin_z L_proj(x, z, c) (paper 2.3.2, A.3).
 
     L_proj(x, z, c) = |x - G(z, c)|² / n + λ |z|² / d                                       (Eq. 15)
 
-with n the values of an image and d those of a latent, as in the authors' code; the paper's formula has n twice, but its
-λ are those of the code. z starts at 0 and takes Adam steps without the penalty first, then some with it and a fresh
-Adam state; the last iterate is kept. x' = G(z*, c) is the closest image of class c, and Δx = x' - x (Eq. 16).
+where n is the size of an image and d that of a latent, as in the authors' code; the paper's formula has n twice, but
+its λ are those of the code. z starts at 0 and takes Adam steps without the penalty, then, with a fresh Adam state,
+steps with the penalty. The last iterate is kept. x' = G(z*, c) is the closest image of class c, and Δx = x' - x
+(Eq. 16).
 
-Each pair (image, class) has a loss of its own and the batch's sum is what is differentiated, so that a pair's z does
-not depend on those beside it. The authors average over a batch of B, where gradients are B times smaller and Adam's ε
-weighs as much more: `eps` = 1e-8 · B is their arithmetic up to rounding, in batches of any size.
+The loss is summed, not averaged, over the pairs (image, class) of a batch, so the z of a pair does not depend on the
+other pairs. The authors average over a batch of B, which makes gradients B times smaller and Adam's ε count B times as
+much: `eps` = 1e-8 · B gives their arithmetic up to rounding, in batches of any size.
 """
 
 from collections.abc import Callable
@@ -30,16 +31,17 @@ def make(
     latent_dim: int = 128,
     eps: float = 1e-8,
 ) -> Project:
-    """Builds `project(generate_fn, image [B, ...], target [B]) -> z [B, latent_dim]`.
+    """Build `project(generate_fn, image [B, ...], target [B]) -> z [B, latent_dim]`.
+
+    Both phases run in one compiled loop on the device, and only z is differentiated. `project` may be vmapped, and all
+    numbers except `latent_dim` may be traced.
 
     Args:
-      steps, learning_rate: Adam's, without the penalty and with it.
+      steps: number of Adam steps without the penalty, and with it.
+      learning_rate: Adam's, in each phase.
       penalty: λ of the second phase.
       latent_dim: size of z.
-      eps: Adam's.
-
-    Both phases are one device-side loop inside another, compiled once; only z is differentiated. `project` may be
-    vmapped, and all numbers but `latent_dim` may be traced.
+      eps: Adam's ε.
     """
     phases = jnp.asarray(steps), jnp.asarray(learning_rate, jnp.float32), jnp.asarray((0.0, penalty), jnp.float32)
 
@@ -65,19 +67,19 @@ def make(
 
 
 def loss(generate_fn: GenerateFn, image: Array, target: Array, z: Array, penalty: float | Array = 0.0) -> Array:
-    """L_proj `[B]` of each pair (Eq. 15), by default without the penalty."""
+    """Return L_proj `[B]` of each pair (Eq. 15), by default without the penalty."""
     difference = generate_fn(z, target) - image
     error = jnp.mean(difference**2, axis=tuple(range(1, image.ndim)))
     return error + penalty * jnp.mean(z**2, axis=1)
 
 
 def project_all(project: Project, generate_fn: GenerateFn, image: Array, num_classes: int) -> Array:
-    """z* `[B, K, d]` of images `[B, ...]` for every class, as one flat batch: the classes share the weights."""
+    """Return z* `[B, K, d]` of images `[B, ...]` for every class, as one flat batch: the classes share the weights."""
     pairs = jnp.repeat(image, num_classes, axis=0)
     target = jnp.tile(jnp.arange(num_classes, dtype=jnp.int32), image.shape[0])
     return project(generate_fn, pairs, target).reshape(image.shape[0], num_classes, -1)
 
 
 def delta_x(generate_fn: GenerateFn, image: Array, target: Array, z: Array) -> Array:
-    """Δx = G(z, target) - x `[B, ...]` (Eq. 16)."""
+    """Return Δx = G(z, target) - x `[B, ...]` (Eq. 16)."""
     return generate_fn(z, target) - image

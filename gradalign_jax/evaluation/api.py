@@ -14,8 +14,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from gradalign_jax import data, parallel
-from gradalign_jax.evaluation import arguments, results, schedule
-from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
+from gradalign_jax.evaluation import arguments, model_checks, results, schedule
+from gradalign_jax.evaluation import suite as suites
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square, Suite
 from gradalign_jax.evaluation.programs import build
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Array, Classifier, DeltaX, Estimate, LogitsFn
@@ -56,6 +57,8 @@ def evaluate(
     cw: CW | None = None,
     delta_x: DeltaX | None = None,
     index: np.ndarray | None = None,
+    suite: str | Suite = "paper",
+    norm: str = "linf",
     bounds: tuple[float, float] = IMAGE_RANGE,
     block: int = 100,
     seed: int = 0,
@@ -76,6 +79,9 @@ def evaluate(
       pgd, square, cw: the attacks' settings (`gradalign_jax.PGD`, `.Square`, `.CW`); None leaves an attack out.
       delta_x: (image, label, target, index) -> `[B, ...]`, a vector to class `target`; None leaves ᾱ_Δx out.
       index: passed to `delta_x`; by default the image's position in `images`.
+      suite: "paper" makes the attacks above. "autoattack" and "malt" make the standard sequence of stronger attacks in
+        their place, each on the images that survived the ones before it; a `Suite` changes its settings.
+      norm: of a suite's attacks, "linf" or "l2"; `epsilons` are in that norm.
       bounds: smallest and largest value of an image, attacked or not.
       block: images per device and program call; lower it where memory runs out.
       seed: of the attacks' randomness.
@@ -86,7 +92,9 @@ def evaluate(
     Returns:
       JSON values: `accuracy`, `epsilon_half`, `curves` and, for each image, `smallest_epsilon` by attack;
       `alpha_delta_x`, `alpha_x` and its variants, `linearity` (Figure 7's pairs), `warnings` (plain words), `classes`,
-      `images`. None where nothing was measured.
+      `images`. None where nothing was measured. With a suite, `curves` has `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`,
+      `square_NORM` (only `apgd_t_NORM` for "malt"), each the error after that attack and the ones before it, and
+      `worst_NORM`; `fooled_by` names the attack, for each ε and image.
 
     Raises:
       ValueError: with one line on the fault in images (NaN, another range), labels, ε, an attack's settings,
@@ -115,6 +123,10 @@ def evaluate(
     if delta_x is not None:
         arguments.check_delta_x(delta_x, images)
     pgd, square, cw = arguments.earlier_keywords(keywords, pgd, square, cw)
+    chosen = None
+    if suite != "paper":
+        chosen = suite if isinstance(suite, Suite) else Suite(suite, norm)
+        pgd, square = None, Square(chosen.queries, norm=chosen.norm, precision=chosen.precision)
     epsilons = arguments.grid("epsilons", epsilons)
     attacks = Attacks(epsilons, arguments.resolve_pgd(pgd, epsilons, images.shape[1:]), square, cw, bounds)
     arguments.check_attacks(attacks)
@@ -125,6 +137,8 @@ def evaluate(
         np.asarray(images, np.float32), np.asarray(labels, np.int32), arguments.places(index, len(labels))
     )
     plan = schedule.plan(attacks)
+    if chosen:
+        plan = plan._replace(square_queries=0)  # the suite makes it, on the survivors
     on = parallel.devices(0, 0)
     evaluation = build(
         Classifier(init=lambda key: {}, apply=lambda variables, image, train=False: (logits_fn(image), {})),
@@ -136,6 +150,7 @@ def evaluate(
         delta_x=delta_x and Estimate(Partial(delta_x), {}),
         block_key="block",
     )
+    stages = suites.stages(evaluation, chosen, classes, bounds) if chosen else []
     nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     with contextlib.ExitStack() as stack:
         # As in runs from a config: reported numbers come from float32 products, which accelerators shorten by default.
@@ -144,18 +159,24 @@ def evaluate(
         options = {}
         if workdir is not None:
             steps = attacks.pgd.steps if attacks.pgd else 40
-            kept = Workdir(workdir, _identity(split, (plan, steps, bounds, block, seed, *_not_default(cw))))
+            kept = Workdir(
+                workdir, _identity(split, (plan, steps, bounds, block, seed, *_not_default(cw, chosen or suite)))
+            )
             stack.callback(kept.close)
             value = kept.remembered()
             _check_same(logits, value, workdir)
             options = {"remember": partial(_recorded, value=value)}
         values = schedule.measure(evaluation, nothing, plan, **options)
-    result = results.summarize(values, split, plan)
-    result["warnings"] += arguments.softmax_warnings(np.asarray(logits))
+        result = results.summarize(values, split, plan)
+        result["warnings"] += model_checks.collect(logits_fn, jnp.asarray(split.image[:block]))
+        if chosen:
+            wrong = values["clean", None]["predicted"] != split.label
+            outcome = suites.run(stages, nothing, epsilons, wrong, len(on), **options)
+            suites.add(result, stages, chosen.norm, epsilons, outcome)
     return result | {"classes": classes, "images": len(labels)}
 
 
-def _not_default(cw: CW | None) -> tuple:
+def _not_default(cw: CW | None, suite: str | Suite) -> tuple:
     """Return the settings that earlier releases had no name for, where they are not the defaults."""
     same = cw is None or dataclasses.replace(cw, images=CW.images) == CW()
-    return () if same else (cw,)
+    return (() if same else (cw,)) + (() if suite == "paper" else (suite,))

@@ -13,9 +13,7 @@ import numpy as np
 from gradalign_jax.attacks import pgd as pgd_attack
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
 from gradalign_jax.evaluation.results import ATTACKS
-from gradalign_jax.types import DeltaX, LogitsFn
-
-_ROUNDING = 1e-4  # up to which probabilities sum to one
+from gradalign_jax.types import IMAGE_RANGE, DeltaX, LogitsFn
 
 
 def classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
@@ -65,7 +63,7 @@ def value_range(bounds: Sequence[float]) -> tuple[float, float]:
     """Return the smallest and the largest value of an image as plain numbers."""
     if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
         raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
-    return float(bounds[0]), float(bounds[1])
+    return bounds if bounds is IMAGE_RANGE else (float(bounds[0]), float(bounds[1]))
 
 
 def check_attacks(attacks: Attacks) -> None:
@@ -84,7 +82,7 @@ def check_attacks(attacks: Attacks) -> None:
         sizes |= {"cw.learning_rate": attacks.cw.learning_rate}
         counts |= {"cw_images": (attacks.cw.images, 0), "cw.iterations": (attacks.cw.iterations, 1)}
     for name, size in sizes.items():
-        if not isinstance(size, Real) or not (size > 0 and math.isfinite(size)):
+        if not isinstance(size, Real) or not (float(size) > 0 and math.isfinite(size)):
             raise ValueError(f"{name}={size} must be a number > 0")
     check_counts(counts)
 
@@ -145,15 +143,3 @@ def resolve_pgd(pgd: PGD | None, epsilons: tuple[float, ...], shape: tuple[int, 
     if step_size is None and isinstance(pgd.step_size, Real):
         step_size = pgd.step_size * root
     return dataclasses.replace(pgd, l2_epsilons=grid("l2_epsilons", l2_epsilons), l2_step_size=step_size)
-
-
-def softmax_warnings(logits: np.ndarray) -> list[str]:
-    """Warn of outputs that are probabilities or their logarithms."""
-    if not np.isfinite(logits).all():
-        return []
-    of = None
-    if logits.min() >= 0 and np.allclose(logits.sum(-1), 1, atol=_ROUNDING):
-        of = "probabilities (softmax outputs): attacks on them see gradients that vanish"
-    elif logits.max() <= 0 and np.allclose(np.exp(logits).sum(-1), 1, atol=_ROUNDING):
-        of = "log-probabilities: the alignments of a single logit's gradient (alpha_x) are then another quantity"
-    return [f"logits_fn seems to return {of}; give the logits before the softmax"] if of else []

@@ -4,6 +4,7 @@ Each program call takes one whole block per device, and each image has a key of 
 the number of devices nor on the other images of its block, and nothing is compiled twice.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -42,6 +43,12 @@ class Blocks:
         self.devices, self._block_key = on, block_key
         self._key = jax.random.key(0) if key is None else key
         self._data = parallel.replicate(split, on)
+
+    def resized(self, block: int) -> "Blocks":
+        """Return the same split, without another copy of it on the devices, in blocks of another size."""
+        other = copy.copy(self)
+        other.block = max(1, min(block, self.size))
+        return other
 
     def rows(self, part: range | None = None) -> dict[str, np.ndarray]:
         """Return the rows of a range of positions in the split (default: all)."""

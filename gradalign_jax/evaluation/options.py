@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from gradalign_jax.types import IMAGE_RANGE
 
+SUITES = ("autoattack", "malt")
+
 
 @dataclass(frozen=True)
 class PGD:
@@ -30,16 +32,18 @@ class PGD:
 
 @dataclass(frozen=True)
 class Square:
-    """Square Attack in L∞.
+    """Square Attack.
 
     queries: budget for each image and ε.
     images: number of images attacked (0 = all).
     precision: of the search, as in `PGD`.
+    norm: "linf" or "l2".
     """
 
     queries: int = 5000
     images: int = 0
     precision: str = "float32"
+    norm: str = "linf"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,37 @@ class CW:
     images: int = 100
     iterations: int = 10_000
     learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A sequence of attacks, each on the images that the ones before it did not fool.
+
+    name: "autoattack" (APGD-CE, APGD-T, FAB-T, Square Attack; Croce & Hein 2020), or "malt" (APGD-T towards the classes
+      with the nearest linearized boundaries; Melamed et al. 2024).
+    norm: "linf" or "l2".
+    steps: gradient steps of each attack and target.
+    targets: number of wrong classes that targeted attacks try.
+    queries: budget of Square Attack.
+    precision: of the searches, as in `PGD`.
+    """
+
+    name: str = "autoattack"
+    norm: str = "linf"
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown name or norm, or a count below 1."""
+        if self.name not in SUITES:
+            raise ValueError(f"unknown suite {self.name!r}: use one of paper, {', '.join(SUITES)}")
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"unknown norm {self.norm!r}: use linf or l2")
+        for name in ("steps", "targets", "queries"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} of a suite must be an integer >= 1")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gradalign_jax import alignment, parallel
-from gradalign_jax.attacks import cw, pgd, square
+from gradalign_jax.attacks import cw, pgd, square, square_l2
 from gradalign_jax.data import pipeline
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.evaluation.options import Attacks
@@ -78,7 +78,7 @@ class Evaluation:
     ):
         self.blocks = Blocks(split, on=on, block=block, key=key, block_key=block_key)
         self.size, self.label, self.block = self.blocks.size, self.blocks.label, self.blocks.block
-        self._classifier, self._attacks, self._loss = classifier, attacks, loss
+        self.classifier, self._attacks, self._loss = classifier, attacks, loss
         self._black_box, self._nearest = black_box, nearest
         self._search, self._queries = search, queries
         self._delta_x = parallel.replicate(delta_x.delta_x if delta_x else (), on)
@@ -86,9 +86,7 @@ class Evaluation:
 
     def _program(self, measure: Callable, *in_axes: int | None) -> Callable:
         """Build a program of measure(model, batch, keys, rows, *rest)."""
-        return self.blocks.program(
-            lambda variables, *rest: measure(Model(self._classifier, variables), *rest), *in_axes
-        )
+        return self.blocks.program(lambda variables, *rest: measure(Model(self.classifier, variables), *rest), *in_axes)
 
     @cached_property
     def _clean_program(self) -> Callable:
@@ -120,10 +118,15 @@ class Evaluation:
             lambda model, batch, keys, rows, delta_x: alignment.by_class(model, delta_x or None, *batch), 0
         )
 
+    @property
+    def _square(self) -> square.Parts:
+        assert self._black_box is not None, "this Evaluation was built without Square Attack"
+        return self._black_box
+
     @cached_property
     def _start_program(self) -> Callable:
         def start(model, batch, keys, rows):
-            return self._black_box.start(model, keys, batch.image, batch.label, rows["epsilon"])
+            return self._square.start(model, keys, batch.image, batch.label, rows["epsilon"])
 
         return self._program(start)
 
@@ -133,14 +136,16 @@ class Evaluation:
             arguments = (keys, batch.image, batch.label, rows["epsilon"])
             with precision.scope(self._queries):
                 logits_fn = model.searched(self._queries)
-                state = self._black_box.search(logits_fn, *arguments, rows["state"], first, last)
-            return self._black_box.decide(model, *arguments[1:], state)
+                state = self._square.search(logits_fn, *arguments, rows["state"], first, last)
+            return self._square.decide(model, *arguments[1:], state)
 
         return self._program(query, None, None)
 
     @cached_property
     def _nearest_program(self) -> Callable:
-        return self._program(lambda model, batch, keys, rows: self._nearest(model, batch.image, batch.label).distance)
+        nearest = self._nearest
+        assert nearest is not None, "this Evaluation was built without Carlini and Wagner's attack"
+        return self._program(lambda model, batch, keys, rows: nearest(model, batch.image, batch.label).distance)
 
     def clean(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """Return the predicted class of each image, int `[n]`."""
@@ -189,10 +194,20 @@ class Evaluation:
           `fooled` (an image misclassified without an attack counts) and the number of `queries`, `[ε, n]` each.
         """
         place = self.blocks.rows(part)["place"]
-        rows = {
-            "place": np.tile(place, len(epsilons)),
-            "epsilon": np.repeat(np.asarray(epsilons, np.float32), len(place)),
-        }
+        each = np.repeat(np.asarray(epsilons, np.float32), len(place))
+        found = self.square_pairs(variables, np.tile(place, len(epsilons)), each, queries, tick)
+        return {name: values.reshape(len(epsilons), len(place)) for name, values in found.items()}
+
+    def square_pairs(
+        self,
+        variables: Variables,
+        place: np.ndarray,
+        epsilon: np.ndarray,
+        queries: int,
+        tick: Callable[[int, int], None] = lambda queries, left: None,
+    ) -> dict[str, np.ndarray]:
+        """Run Square Attack on pairs of an image's position and an ε, `[n]` each; results as in `square`, `[n]`."""
+        rows = {"place": place, "epsilon": np.asarray(epsilon, np.float32)}
 
         def start(pairs):
             return self._start_program(variables, {name: leaf[pairs] for name, leaf in rows.items()})
@@ -200,26 +215,30 @@ class Evaluation:
         def search(pairs, state, first, last):
             return self.query(variables, rows["place"][pairs], rows["epsilon"][pairs], state, first, last)
 
-        state = square.run(start, search, len(rows["place"]), queries, tick)
-        shape = (len(epsilons), len(place))
-        return {"fooled": ~(state.margin > 0).reshape(shape), "queries": state.queries.reshape(shape)}
+        state = square.run(start, search, len(place), queries, tick)
+        return {"fooled": ~(np.asarray(state.margin) > 0), "queries": np.asarray(state.queries)}
 
     def nearest(self, variables: Variables, part: range | None = None) -> np.ndarray:
         """Return the L2 distance to the nearest misclassified image found, `[n]`; +inf where none was found."""
         return self._nearest_program(variables, self.blocks.rows(part))
 
 
+_SQUARES = {"linf": square, "l2": square_l2}
+
+
 def build(classifier: Classifier, split: pipeline.Split, attacks: Attacks, **options: Any) -> Evaluation:
     """Build the `Evaluation` of these attacks; `options` are its other arguments (on, block, key, delta_x, ...)."""
     bounds, white, black, nearest = attacks.bounds, attacks.pgd, attacks.square, attacks.cw
-    norms = white.norms if white else ()
+    white_box = {}
+    if white:
+        white_box = {f"pgd_{norm}": pgd.make(norm, white.steps, loss=white.loss, bounds=bounds) for norm in white.norms}
     return Evaluation(
         classifier,
         split,
-        attacks={f"pgd_{norm}": pgd.make(norm, white.steps, loss=white.loss, bounds=bounds) for norm in norms},
+        attacks=white_box,
         loss=attacks.loss,
         search=white.precision if white else "float32",
-        black_box=square.parts(black.queries, bounds=bounds) if black else None,
+        black_box=_SQUARES[black.norm].parts(black.queries, bounds=bounds) if black else None,
         queries=black.precision if black else "float32",
         nearest=cw.make(iterations=nearest.iterations, learning_rate=nearest.learning_rate, bounds=bounds)
         if nearest

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from gradalign_jax import robustness
 from gradalign_jax.data import Split
 from gradalign_jax.evaluation import warnings
 from gradalign_jax.evaluation.schedule import Plan, Values
+from gradalign_jax.paper import ALPHAS
 
 ATTACKS = ("pgd_linf", "pgd_l2", "square_linf")
-ALPHAS = ("alpha_delta_x", "alpha_x", "alpha_x_label", "alpha_x_target_label", "alpha_x_closest_predicted")
 
 
 def wrong(values: Values, label: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
@@ -39,7 +40,7 @@ def summarize(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
       decision boundary (Lemma 1) and Carlini and Wagner's distance; `warnings`.
     """
     rows, clean = wrong(values, split.label, plan), values["clean", None]["predicted"] != split.label
-    curves = {attack: _curve(plan, attack, of) for attack, of in rows.items()}
+    curves = {attack: curve(plan.grid(attack), of) for attack, of in rows.items()}
     white_box = None
     if "square_linf" in rows:
         curves["square_linf"] |= _queries(values, plan)
@@ -58,15 +59,16 @@ def summarize(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
         **{name: value for name, value in found.items() if math.isfinite(value)},
         "curves": curves,
         "smallest_epsilon": {
-            attack: _finite(robustness.smallest_epsilon(plan.grid(attack), of)) for attack, of in rows.items()
+            attack: finite(robustness.smallest_epsilon(plan.grid(attack), of)) for attack, of in rows.items()
         },
         "linearity": _linearity(values, split, ~clean) if ("nearest", None) in values else None,
         "warnings": lines,
     }
 
 
-def _curve(plan: Plan, attack: str, rows: np.ndarray) -> dict[str, Any]:
-    epsilons, errors = plan.grid(attack), rows.mean(1).tolist()
+def curve(epsilons: list[float], rows: np.ndarray) -> dict[str, Any]:
+    """Return the error curve of `rows`, bool `[E, N]`: who is misclassified at each ε."""
+    errors = rows.mean(1).tolist()
     half = robustness.epsilon_half(epsilons, errors)
     return {
         "epsilons": epsilons,
@@ -97,14 +99,15 @@ def _linearity(values: Values, split: Split, correct: np.ndarray) -> dict[str, A
     first = slice(len(distance))
     return {
         "index": split.index[first].tolist(),
-        "approximated": _finite(values["alignment", None]["distance"][first]),
-        "carlini_wagner": _finite(distance),
+        "approximated": finite(values["alignment", None]["distance"][first]),
+        "carlini_wagner": finite(distance),
         "correct": correct[first].tolist(),
-        "median_carlini_wagner": _finite([np.median(distance)])[0],
+        "median_carlini_wagner": finite([np.median(distance)])[0],
     }
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
+def finite(values: Iterable[float]) -> list[float | None]:
+    """Return plain numbers, None where a value is not finite (JSON has no infinity)."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 

@@ -6,13 +6,13 @@ resumes at the first point that is not recorded. Values are plain lists, so a re
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gradalign_jax.evaluation.options import Attacks
 from gradalign_jax.evaluation.programs import Evaluation
+from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Variables
 
 # Blocks of images in one point. A block of Square Attack holds an (image, ε) pair in each row.
@@ -47,11 +47,12 @@ class Plan(NamedTuple):
 def plan(attacks: Attacks, by_class: bool = False) -> Plan:
     """Return the measurements of these attacks; the step size and the ε of PGD L2 must be given."""
     white, black, nearest = attacks.pgd, attacks.square, attacks.cw
-    grids = {}
+    white_box: dict[str, tuple[Any, Any]] = {}
     if white:
         grids = {"linf": (white.step_size, attacks.epsilons), "l2": (white.l2_step_size, white.l2_epsilons)}
+        white_box = {f"pgd_{norm}": grid for norm, grid in grids.items() if norm in white.norms}
     return Plan(
-        {f"pgd_{norm}": grid for norm, grid in grids.items() if norm in white.norms},
+        white_box,
         attacks.epsilons,
         square_queries=black.queries if black else 0,
         square_images=black.images if black else 0,
@@ -87,7 +88,7 @@ def measure(
       plan: the measurements.
       remember: returns a point's recorded value, or computes and records it.
     """
-    with tqdm(unit="point", desc="test", dynamic_ncols=True, smoothing=0.05, disable=None) as bar:
+    with progress_bar(unit="point", desc="test", smoothing=0.05) as bar:
 
         def tick(queries: int, left: int) -> None:
             bar.set_description(f"test square_linf, query {queries}, {left} left")

@@ -103,3 +103,19 @@ def far_descent(distance: np.ndarray, smallest_epsilon: np.ndarray) -> list[str]
         f"Carlini and Wagner's distance is larger than an ε at which PGD L2 fooled the same image on {farther.sum()} "
         f"of {len(distance)} images: its descent is too coarse; lower its learning rate"
     ]
+
+
+def of_suite(curves: Mapping[str, Mapping[str, Any]], norm: str) -> list[str]:
+    """Return reasons to doubt a suite's numbers: its curves by attack, in order, each cumulative, and "worst_NORM"."""
+    worst = curves[f"worst_{norm}"]
+    lines = _of_curve("the worst case of the suite", worst)
+    names = [name for name in curves if not name.startswith("worst")]
+    if names[-1].startswith("square"):
+        before, after = (np.asarray(curves[name]["errors"]) for name in names[-2:])
+        gain, i = max((gain, i) for i, gain in enumerate(after - before))
+        if gain > _NOISE:
+            lines.append(
+                f"the black box beats the white box: at ε={worst['epsilons'][i]:g} Square Attack fools {gain:.1%} of "
+                "the images that every attack with gradients left; gradients mislead those attacks"
+            )
+    return lines

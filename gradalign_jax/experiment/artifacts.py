@@ -31,8 +31,8 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
 
     Args:
       section: `config.delta_x` or `config.evaluate`: its `generator` or `store` is a finished run's directory; without
-        one, `name` is an estimator, a file of gradalign_jax/deltax whose `make(images, labels)` is given the training
-        split. Without any of them the Δx is the exact one, where the data set has it.
+        one, its `name` (in `config.evaluate`: `delta_x`) is an estimator, a file of gradalign_jax/deltax whose
+        `make(images, labels)` gets the training split. Without any of them the Δx is exact, where the data set has it.
       dataset: the data.
       split, images: the examples that need a Δx: the first `images` of a split (0 = all).
 
@@ -48,7 +48,7 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
             if split in dataset.splits:
                 _check_covers(section[key], estimate, split, dataset.splits[split].index[: images or None])
             return estimate
-    name = section.get("name", "")
+    name = section.get("name", section.get("delta_x", ""))
     if name and name != "exact":
         return _from_training_images(name, dataset)
     if dataset.delta_x is None:

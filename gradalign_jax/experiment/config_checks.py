@@ -1,12 +1,15 @@
-"""Refuses a config that cannot mean what was typed, before anything expensive is imported or run."""
+"""Checks of a config's values, before anything expensive is imported or run."""
 
 import math
 import os
+import pkgutil
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from gradalign_jax import deltax
 
 _POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
 _COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
@@ -27,13 +30,19 @@ _SEARCHED = _one_of("float32", "tf32", "bfloat16", "auto")
 _TRAINED = _one_of("float32", "tf32")
 EXACT_DELTA_X = ("spheres", "squares", "squares32")
 
-# Keys of every task, and those of each.
+# Keys that name a file or directory.
+_PATHS = (
+    *("data.dir", "data.cache", "data.folder", "classifier", "model.pretrained", "gan.classifier"),
+    *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
+)
+
+# Rules for the keys of every task, then of each.
 _SHARED = {
     "devices": _ZERO_OR_MORE,
     "matmul_precision": _one_of("policy", "highest"),
     "data.limit": _ZERO_OR_MORE,
 }
-# How a classifier is measured, in any task that does.
+# Measuring a classifier.
 _TEST = {
     "precision.evaluation": _SEARCHED,
     "precision.square": _SEARCHED,
@@ -49,7 +58,12 @@ _TEST = {
     "evaluate.square_queries": ("must lie in 0 to 200000", lambda v: 0 <= v <= 200_000),
     "evaluate.square_images": _ZERO_OR_MORE,
     "evaluate.cw_images": _ZERO_OR_MORE,
+    "evaluate.suite": _one_of("paper", "autoattack", "malt"),
+    "evaluate.norm": _one_of("linf", "l2"),
+    "evaluate.suite_steps": _COUNT,
+    "evaluate.suite_queries": _COUNT,
     "evaluate.cw_iterations": _COUNT,
+    "evaluate.cw_learning_rate": _POSITIVE,
 }
 _TRAINING = {
     "optimizer.learning_rate": _POSITIVE,
@@ -104,7 +118,7 @@ _SPLITS = ("train", "validation", "test")
 _PROJECT = {
     "precision.projection": _SEARCHED,
     "project.splits": (
-        f"must be a tuple of some of {', '.join(_SPLITS)}, none twice",
+        f"must be a tuple of some of {', '.join(_SPLITS)}, each once",
         lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
     ),
     "project.images": _ZERO_OR_MORE,
@@ -122,7 +136,7 @@ _VRGAN = (
 _SEED = {"seed": ("must lie in 0 to 4294967295", lambda v: 0 <= v < 2**32)}
 TASKS = {
     "classifier": _SEED | _CLASSIFIER,
-    "evaluate": _TEST,  # takes the classifier's seed
+    "evaluate": _TEST,  # its seed is the classifier's
     "vrgan": _SEED | _VRGAN,
     "gan": _SEED | _GAN,
     "project": _SEED | _PROJECT,
@@ -144,7 +158,7 @@ def _check_rules(config: ConfigDict, rules: dict) -> None:
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
         try:
             kept = all(map(math.isfinite, numbers)) and holds(value)
-        except TypeError:  # words where numbers belong
+        except TypeError:  # text instead of numbers
             kept = False
         if not kept:
             raise ValueError(f"config.{key}={value!r} {rule}")
@@ -153,22 +167,36 @@ def _check_rules(config: ConfigDict, rules: dict) -> None:
 def _check_devices(config: ConfigDict) -> None:
     if config.devices and config.train.batch_size % config.devices:
         raise ValueError(
-            f"config.train.batch_size={config.train.batch_size} is no multiple of config.devices={config.devices}: "
+            f"config.train.batch_size={config.train.batch_size} is not a multiple of config.devices={config.devices}: "
             "change one of them"
         )
 
 
+def _estimators() -> list[str]:
+    """Return the names of the Δx estimators: the files of gradalign_jax/deltax."""
+    return sorted(module.name for module in pkgutil.iter_modules(deltax.__path__))
+
+
 def _check_source(name: str, section: ConfigDict) -> None:
-    """Where Δx comes from: one source, and present."""
+    """Refuse a Δx with two sources, with a missing one, or by an unknown name."""
+    key = "name" if "name" in section else "delta_x"
+    estimator = section[key]
+    if estimator and estimator not in _estimators():
+        raise ValueError(f"config.{name}.{key}={estimator!r} must be one of {', '.join(_estimators())}")
+    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
+        if estimator == makes and not section[kind]:
+            raise ValueError(f"config.{name}.{key}={estimator!r} needs config.{name}.{kind}=DIR of a finished run")
+        if estimator not in ("", makes) and section[kind]:
+            raise ValueError(f"config.{name}.{key}={estimator!r} and config.{name}.{kind} are both given: give one")
     if section.generator and section.store:
-        raise ValueError(f"config.{name}.generator and config.{name}.store are both given: Δx has one source")
+        raise ValueError(f"config.{name}.generator and config.{name}.store are both given: give one source of Δx")
     for kind in ("generator", "store"):
         if section[kind] and not os.path.isdir(section[kind]):
             raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
 
 
 def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
-    """Refuses to measure alignment by the Δx that the classifier was trained with.
+    """Refuse to measure alignment by the Δx that the classifier was trained with.
 
     Raises:
       ValueError: if both sections name the same generator or store, and `measuring.same_generator` is False.
@@ -179,21 +207,23 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
         )
         if same and not measuring.same_generator:
             raise ValueError(
-                f"config.evaluate.{kind} is the {kind} that trained: alignment with it would measure how well "
-                "training fitted that one; give another, or config.evaluate.same_generator=True"
+                f"config.evaluate.{kind} is the {kind} that training used: alignment with it would measure how well "
+                "training fitted it; give another one, or config.evaluate.same_generator=True"
             )
 
 
 def _check_estimates(config: ConfigDict) -> None:
-    """A Δx that is trained with and one that measures: present, one of each, and not the same."""
+    """Refuse a missing Δx, and one for both training and measuring."""
     _check_source("delta_x", config.delta_x)
     _check_source("evaluate", config.evaluate)
     if config.method != "align":
         return
-    if not (config.delta_x.generator or config.delta_x.store or config.data.name in EXACT_DELTA_X):
+    source = config.delta_x
+    named = source.name not in ("", "exact")
+    if not (named or source.generator or source.store or config.data.name in EXACT_DELTA_X):
         raise ValueError(
-            f"no exact Δx is known for {config.data.name}: give config.delta_x.generator=DIR of a vrgan run or "
-            f"config.delta_x.store=DIR of a project run ({', '.join(EXACT_DELTA_X)} need none)"
+            f"{config.data.name} has no exact Δx: give config.delta_x.generator=DIR of a vrgan run, "
+            f"config.delta_x.store=DIR of a project run ({', '.join(EXACT_DELTA_X)} need none), or config.delta_x.name"
         )
     check_measuring(config.delta_x, config.evaluate)
 
@@ -235,7 +265,7 @@ def _check_gan(config: ConfigDict) -> None:
     _check_devices(config)
     if config.gan.iterations % config.gan.sample_every:
         raise ValueError(
-            f"config.gan.iterations={config.gan.iterations} is no multiple of config.gan.sample_every="
+            f"config.gan.iterations={config.gan.iterations} is not a multiple of config.gan.sample_every="
             f"{config.gan.sample_every}: change one of them"
         )
     if config.gan.classifier and not os.path.isdir(config.gan.classifier):
@@ -252,7 +282,7 @@ def _check_project(config: ConfigDict) -> None:
         raise ValueError(f"config.project.generator={directory!r}: no such directory; give a finished gan run's")
 
 
-# What no single key can tell.
+# Rules for several keys, and for files.
 _CHECKS = {
     "classifier": _check_classifier,
     "evaluate": _check_evaluate,
@@ -263,14 +293,23 @@ _CHECKS = {
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every value that can be checked without data or devices.
+    """Check every value that can be checked without data or devices.
 
     Raises:
-      ValueError: one line that names the key, its value and what it must be.
+      ValueError: one line with the key, its value and the rule it breaks.
     """
     _check_rules(config, {"task": _one_of(*TASKS)})
     _check_rules(config, _SHARED | TASKS[config.task])
     _CHECKS[config.task](config)
+
+
+def expand_home(config: ConfigDict) -> None:
+    """Expand a leading ~ in every key that names a file or directory."""
+    for key in _PATHS:
+        section, _, name = key.rpartition(".")
+        section = config.get(section) if section else config
+        if isinstance(section, ConfigDict) and isinstance(section.get(name), str):
+            section[name] = os.path.expanduser(section[name])
 
 
 def resolve(config: ConfigDict) -> None:

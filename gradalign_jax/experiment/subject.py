@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 from gradalign_jax import alignment, data, memory, models, parallel
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
-from gradalign_jax.evaluation import results, schedule
-from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
+from gradalign_jax.evaluation import results, schedule, suite
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square, Suite
 from gradalign_jax.evaluation.programs import Evaluation, build
 from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.storage import pictures
-from gradalign_jax.storage.workdir import Workdir, write_atomically
+from gradalign_jax.storage.atomic import write_atomically
+from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Attack, Classifier, Estimate
 
 
@@ -99,7 +100,7 @@ class Subject(NamedTuple):
             section.linf_epsilons,
             white,
             black if section.square_queries else None,
-            CW(section.cw_images, section.cw_iterations) if section.cw_images else None,
+            CW(section.cw_images, section.cw_iterations, section.cw_learning_rate) if section.cw_images else None,
             self.bounds,
         )
 
@@ -163,18 +164,39 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
     plan = schedule.plan(attacks, by_class)
     block, value = _recorded_block(subject, workdir)
     evaluation = subject.evaluation(split, Stream.TEST, attacks, block)
-    values = schedule.measure(
-        evaluation,
-        parallel.replicate(variables, subject.devices),
-        plan,
-        lambda point: value(point.measure, point.epsilon, point.part.start, point.compute),
-    )
+    copies = parallel.replicate(variables, subject.devices)
+
+    def remember(point: schedule.Point) -> dict[str, list]:
+        return value(point.measure, point.epsilon, point.part.start, point.compute)
+
+    values = schedule.measure(evaluation, copies, plan, remember)
     if by_class:
         write_atomically(workdir.path / "images.csv", results.table_of_images(values, split, plan))
     measuring = subject.measuring
     result = results.summarize(values, split, plan) | {"delta_x": measuring and dict(measuring.described)}
-    draw(subject, variables, split, result["curves"], workdir)
+    if config.evaluate.suite != "paper":
+        wrong = values["clean", None]["predicted"] != split.label
+        result["suite"] = _measure_suite(subject, split, copies, wrong, block, remember)
+        result["warnings"] += result["suite"].pop("warnings")
+    with pictures.optional():
+        draw(subject, variables, split, result["curves"], workdir)
     return result
+
+
+def _measure_suite(
+    subject: Subject, split: data.Split, copies: Any, wrong: np.ndarray, block: int, remember: Any
+) -> dict[str, Any]:
+    """Make the configured suite of attacks on the test split; return its part of the result (`suite.add`)."""
+    section = subject.config.evaluate
+    options = Suite(section.suite, section.norm, section.suite_steps, queries=section.suite_queries)
+    epsilons = section.linf_epsilons if options.norm == "linf" else section.l2_epsilons
+    square = Square(options.queries, norm=options.norm, precision=options.precision)
+    evaluation = subject.evaluation(split, Stream.TEST, Attacks(epsilons, square=square, bounds=subject.bounds), block)
+    stages = suite.stages(evaluation, options, subject.dataset.num_classes, subject.bounds)
+    outcome = suite.run(stages, copies, epsilons, wrong, len(subject.devices), remember)
+    part: dict[str, Any] = {"curves": {}, "epsilon_half": {}, "smallest_epsilon": {}, "warnings": []}
+    suite.add(part, stages, options.norm, epsilons, outcome)
+    return {"name": options.name, "norm": options.norm, **part}
 
 
 def _recorded_block(subject: Subject, workdir: Workdir) -> tuple[int, Any]:
@@ -211,4 +233,4 @@ def draw(subject: Subject, variables: Any, split: data.Split, curves: dict[str, 
     pictures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
     arrays = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
     arrays |= {} if delta_x is None else {"delta_x": delta_x}
-    np.savez_compressed(workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
+    pictures.write_arrays(workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX

@@ -2,11 +2,11 @@
 
 The generator's variables, by layer, are
 
-    linear                    kernel [latent, 16 width], to pixels of 4 x 4 in the order rows, columns, channels
+    linear                    kernel `[latent, 16 width]`, whose result is `[4, 4, width]` in row-major order
     block0, block1, block2    norm1, conv1, norm2, conv2, shortcut
     norm, conv                the last norm (scale, bias) and the convolution to images
 
-where each kernel's u is in "spectral", and each norm's mean and var in "batch_stats". Those of the discriminator are
+where each kernel's u is in "spectral", and each norm's mean and var in "batch_stats". The discriminator's variables are
 block0 ... block3 (conv1, conv2, shortcut) and linear.
 Reference: Brock et al. 2019; Kavalerov et al. 2021; BigGAN-PyTorch.
 """
@@ -23,20 +23,21 @@ from jax import lax
 from gradalign_jax.models.layers import BatchNorm
 from gradalign_jax.models.spectral_norm import SpectralConv, SpectralLinear, n02
 from gradalign_jax.ops import precision
+from gradalign_jax.ops.relu import relu
 from gradalign_jax.ops.resampling import conv_then_halve, double, double_then_conv, halve
 from gradalign_jax.types import Array, Variables
 
-SIZE = 32  # pixels of the images' sides
-_BOTTOM = 4  # pixels of the sides where the generator starts
-_LEVELS = 3  # doublings from there
+SIZE = 32  # rows and columns of the images
+_BOTTOM = 4  # rows and columns of the generator's first layer
+_LEVELS = 3  # doublings after it
 
 
 class Generator(NamedTuple):
     """A conditional generator as two pure functions.
 
     init(key) -> variables {"params", "batch_stats", "spectral"}.
-    apply(variables, z [B, latent_dim], label [B], train=False) -> (image [B, 32, 32, C] in [-1, 1], state), where
-    state holds "batch_stats" and "spectral": the updated ones in training, otherwise those that came in.
+    apply(variables, z `[B, latent_dim]`, label `[B]`, train=False) -> (image `[B, 32, 32, C]` in [-1, 1], state), where
+    state holds "batch_stats" and "spectral", updated in training and unchanged otherwise.
     """
 
     init: Callable[[Array], Variables]
@@ -47,8 +48,8 @@ class Discriminator(NamedTuple):
     """A discriminator of K classes and "fake" (index K) as two pure functions.
 
     init(key) -> variables {"params", "spectral"}.
-    apply(variables, image [B, 32, 32, C], train=False) -> (scores [B, K + 1], features [B, width], state), where
-    state holds "spectral": the updated one in training, otherwise what came in.
+    apply(variables, image `[B, 32, 32, C]`, train=False) -> (scores `[B, K + 1]`, features `[B, width]`, state), where
+    state holds "spectral", updated in training and unchanged otherwise.
     """
 
     init: Callable[[Array], Variables]
@@ -56,21 +57,21 @@ class Discriminator(NamedTuple):
 
 
 class ClassBatchNorm(BatchNorm):
-    """Batch norm whose weight (1 + gain) and bias belong to the class of each image."""
+    """Batch norm with a weight (1 + gain) and a bias for each class."""
 
     num_classes: int = 1
 
     @nn.compact
     def __call__(self, x: Array, label: Array, train: bool) -> Array:
-        """Normalises [B, H, W, C] over all axes but the last; label is int [B]."""
+        """Normalize `[B, H, W, C]` over all axes but the last; label is int `[B]`."""
         mean, var = self._statistics(x, train)
         gain, bias = (self.param(name, n02, (self.num_classes, x.shape[-1])) for name in ("gain", "bias"))
-        scale = (1 + gain[label]) * lax.rsqrt(var + 1e-5)
-        return (x * scale[:, None, None] + (bias[label] - mean * scale)[:, None, None]).astype(x.dtype)
+        scale = (1 + gain[label]) * lax.rsqrt(var + 1e-5)[None]
+        return (x * scale[:, None, None] + (bias[label] - mean[None] * scale)[:, None, None]).astype(x.dtype)
 
 
 class _GeneratorBlock(nn.Module):
-    """Doubles the image; its shortcut is a 1x1 convolution."""
+    """A block that doubles the image; its shortcut is a 1x1 convolution."""
 
     norm: Callable
     conv: Callable
@@ -85,8 +86,8 @@ class _GeneratorBlock(nn.Module):
         return h + double(self.conv(size=1, name="shortcut")(x, train))
 
 
-def _between(x: Array, factors: jnp.dtype | None) -> Array:
-    """What lies between products: float32, or on a GPU or TPU in the type of the products' factors."""
+def _as_activations(x: Array, factors: jnp.dtype | None) -> Array:
+    """Cast x to the type of activations: float32, or on a GPU or TPU the type of the products' factors."""
     return x if factors in (None, jnp.float32) else x.astype(precision.activations(factors))
 
 
@@ -102,7 +103,7 @@ class _GeneratorNetwork(nn.Module):
         norm = partial(ClassBatchNorm, axis_name=self.axis_name, num_classes=self.num_classes)
         conv = partial(SpectralConv, self.width, self.dtype)
         x = SpectralLinear(_BOTTOM**2 * self.width, self.dtype, name="linear")(z, train)
-        x = _between(x.reshape(-1, _BOTTOM, _BOTTOM, self.width), self.dtype)
+        x = _as_activations(x.reshape(-1, _BOTTOM, _BOTTOM, self.width), self.dtype)
         for level in range(_LEVELS):
             x = _GeneratorBlock(norm, conv, name=f"block{level}")(x, label, train)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, name="norm")(x, train))
@@ -114,17 +115,17 @@ class _DiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions; the shortcut is a 1x1 convolution where the image is halved."""
 
     conv: Callable
-    first: bool  # reads images: no activation ahead of the convolutions
+    first: bool  # reads images: no ReLU before the convolutions
     down: bool
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        h = self.conv(name="conv1")(x if self.first else nn.relu(x), train)
-        h = nn.relu(h)
+        h = self.conv(name="conv1")(x if self.first else relu(x), train)
+        h = relu(h)
         if not self.down:
             return self.conv(name="conv2")(h, train) + x
         h = self.conv(name="conv2", form=conv_then_halve)(h, train)
-        # Linear both, the 1x1 convolution and the mean may be taken in either order; after the mean it is cheaper.
+        # The 1x1 convolution and the mean are linear and commute; after the mean the convolution is cheaper.
         return h + self.conv(size=1, name="shortcut")(halve(x), train)
 
 
@@ -135,15 +136,15 @@ class _DiscriminatorNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> tuple[Array, Array]:
-        conv, x = partial(SpectralConv, self.width, self.dtype), _between(image, self.dtype)
+        conv, x = partial(SpectralConv, self.width, self.dtype), _as_activations(image, self.dtype)
         for level in range(4):
             x = _DiscriminatorBlock(conv, first=level == 0, down=level < 2, name=f"block{level}")(x, train)
-        features = nn.relu(x).astype(image.dtype).sum((1, 2))
+        features = relu(x).astype(image.dtype).sum((1, 2))
         return SpectralLinear(self.num_classes + 1, self.dtype, name="linear")(features, train), features
 
 
-def _draw(network: nn.Module, key: Array, *inputs: jax.ShapeDtypeStruct) -> Variables:
-    """The network's initial variables, one by one: as one program they take longer to compile than training does."""
+def _init(network: nn.Module, key: Array, *inputs: jax.ShapeDtypeStruct) -> Variables:
+    """Draw the network's initial variables one by one: one program for all takes longer to compile than training."""
     return network.lazy_init(key, *inputs, train=False)
 
 
@@ -155,16 +156,21 @@ def create_generator(
     axis_name: str | None = None,
     dtype: jnp.dtype | None = None,
 ) -> Generator:
-    """Returns the generator (4,304,387 parameters for 10 classes and 3 channels).
+    """Build the generator (4,304,387 parameters for 10 classes and 3 channels).
 
-    axis_name: the mapped axis over which batch statistics are taken together.
-    dtype: type of the factors in products, kernels once they are normalised; on a GPU or TPU also of what lies between
-      products. Statistics, latents, images and all else stay in float32.
+    Args:
+      num_classes: K.
+      channels: of the images.
+      width: channels of every layer but the last.
+      latent_dim: size of z.
+      axis_name: the mapped axis over which batch statistics are averaged.
+      dtype: type of the products' factors (kernels are cast after their normalization); on a GPU or TPU also of the
+        activations between products. Everything else stays in float32.
     """
     network = _GeneratorNetwork(num_classes, channels, width, axis_name, dtype)
 
     def init(key: Array) -> Variables:
-        return _draw(
+        return _init(
             network, key, jax.ShapeDtypeStruct((1, latent_dim), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
         )
 
@@ -177,11 +183,18 @@ def create_generator(
 def create_discriminator(
     num_classes: int, channels: int, width: int = 256, dtype: jnp.dtype | None = None
 ) -> Discriminator:
-    """Returns the discriminator (4,207,371 parameters for 10 classes and 3 channels); dtype as in the generator."""
+    """Build the discriminator (4,207,371 parameters for 10 classes and 3 channels).
+
+    Args:
+      num_classes: K; the score of index K stands for "fake".
+      channels: of the images.
+      width: channels of every layer, number of features.
+      dtype: as in `create_generator`.
+    """
     network = _DiscriminatorNetwork(num_classes, width, dtype)
 
     def init(key: Array) -> Variables:
-        return _draw(network, key, jax.ShapeDtypeStruct((1, SIZE, SIZE, channels), jnp.float32))
+        return _init(network, key, jax.ShapeDtypeStruct((1, SIZE, SIZE, channels), jnp.float32))
 
     def apply(variables: Variables, image: Array, train: bool = False) -> tuple[Array, Array, Variables]:
         (scores, features), state = network.apply(variables, image, train, mutable=["spectral"])
@@ -191,13 +204,13 @@ def create_discriminator(
 
 
 def crop(image: Array, size: int) -> Array:
-    """The middle `[B, size, size, C]` of square images: MNIST's 28 pixels of the generator's 32."""
+    """Return the middle `[B, size, size, C]` of square images: MNIST's 28 pixels of the generator's 32."""
     margin = (image.shape[1] - size) // 2
     return image[:, margin : margin + size, margin : margin + size]
 
 
 def multi_hinge(scores: Array, label: Array) -> Array:
-    """The hinge of Crammer and Singer: the mean of max(0, 1 + max_{j≠t} X_j - X_t), a scalar.
+    """Return the hinge of Crammer and Singer: the mean of max(0, 1 + max_{j≠t} X_j - X_t), a scalar.
 
     Args:
       scores: X `[B, K + 1]`; index K stands for "fake".

@@ -15,8 +15,8 @@ from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_l
 class MLP(nn.Module):
     """Linear, ReLU, frozen batch norm for each hidden layer, then a linear layer.
 
-    The batch norm comes after the ReLU and never sees the batch: its statistics stay at mean 0 and
-    variance 1, so that it is an affine map per unit with trainable weight and bias.
+    The batch norm comes after the ReLU and never uses the batch's statistics: they stay at mean 0 and variance 1, so
+    that it is an affine map per unit with trainable weight and bias.
     """
 
     outputs: int
@@ -24,7 +24,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [B, features] to [B, outputs]."""
+        """Map `[B, features]` to `[B, outputs]`."""
         for features in self.hidden:
             x = nn.relu(Linear(features)(x, train))
             x = nn.BatchNorm(use_running_average=True, epsilon=1e-5)(x)
@@ -34,11 +34,18 @@ class MLP(nn.Module):
 def create(
     num_classes: int = 2, binary: bool = True, hidden: Sequence[int] = (1000, 1000), input_size: int = 500
 ) -> Classifier:
-    """Returns the classifier of images [B, input_size] (1,507,001 parameters as it stands).
+    """Build the classifier of points `[B, input_size]` (1,507,001 parameters by default).
 
-    binary: one output s, presented as `binary_logits(s)`; needs num_classes == 2.
-    Raises ValueError if binary is asked for with another number of classes.
     Reference: the authors' Spheres classifier; paper, "Spheres".
+
+    Args:
+      num_classes: K.
+      binary: one output s, returned as `binary_logits(s)`; needs num_classes=2.
+      hidden: units of each hidden layer.
+      input_size: n.
+
+    Raises:
+      ValueError: if binary is set with another number of classes.
     """
     if binary and num_classes != 2:
         raise ValueError(f"binary=True needs num_classes=2, got {num_classes}")
@@ -57,8 +64,8 @@ def create(
         def logits_fn(image: Array) -> Array:
             x = image
             for kernel, bias in layers[:-1]:
-                x = nn.relu(product(x, kernel, platform.is_cpu()) + bias)
-            output = product(x, layers[-1][0], platform.is_cpu()) + layers[-1][1]
+                x = nn.relu(product(x, kernel, platform.is_cpu()) + bias[None])
+            output = product(x, layers[-1][0], platform.is_cpu()) + layers[-1][1][None]
             return binary_logits(output) if binary else output
 
         return logits_fn
@@ -67,7 +74,7 @@ def create(
 
 
 def _fold(variables: Variables, hidden: int, factors: jnp.dtype) -> list[tuple[Array, Array]]:
-    """Kernel and bias of each linear layer, each batch norm (after a ReLU) in the layer that follows it."""
+    """Return kernel and bias of each linear layer, with each batch norm folded into the next layer."""
     params, stats, layers = variables["params"], variables["batch_stats"], []
     for i in range(hidden + 1):
         kernel, bias = params[f"Linear_{i}"]["kernel"], params[f"Linear_{i}"]["bias"]

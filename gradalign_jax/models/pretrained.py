@@ -1,4 +1,4 @@
-"""Weights that the ResNet-18 starts from: a safetensors file named as in torchvision or timm, or of a run."""
+"""Initial weights of the ResNet-18: a safetensors file with the names of torchvision, timm or a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,21 +15,25 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 def load(source: str | Path, variables: Variables) -> Variables:
-    """Returns the variables of a ResNet-18 with the weights and statistics of a safetensors file.
+    """Return the variables of a ResNet-18 with the weights and statistics of a safetensors file.
 
-    source: a file, a run's own classifier.safetensors included, or "hf:owner/name" for `model.safetensors` of a
-    Hugging Face repository.
-    The last layer, fc, is taken only where its shape fits, and otherwise stays as it is in `variables`;
-    `num_batches_tracked` is ignored.
-    Raises ValueError, naming the file, the first tensor at fault and the remedy, where the file is none, or
-    lacks a tensor, or has one of another shape; ImportError where a repository is asked for without the
-    extra `hub`.
-    Reference: torchvision.models.resnet18(weights="IMAGENET1K_V1").
+    The last layer, fc, is loaded only if its shape fits, and otherwise keeps its value in `variables`;
+    `num_batches_tracked` is ignored. Reference: torchvision.models.resnet18(weights="IMAGENET1K_V1").
+
+    Args:
+      source: a file (a run's classifier.safetensors is one), or "hf:owner/name" for `model.safetensors` of a Hugging
+        Face repository.
+      variables: of the model, {"params", "batch_stats"}.
+
+    Raises:
+      ValueError: if the model is no ResNet-18, the file is missing or damaged, or a tensor is missing or has another
+        shape; the message names the file, the first tensor at fault and the remedy.
+      ImportError: if a repository is given and the extra `hub` is not installed.
     """
     path = _fetch(str(source)) if str(source).startswith(HUB) else Path(source)
     if "fc" not in variables["params"]:
         raise ValueError(
-            f"{path}: the weights of a ResNet-18 fit model 'resnet' alone; leave config.model.pretrained out"
+            f"{path}: the weights of a ResNet-18 fit only model 'resnet': leave config.model.pretrained out"
         )
     tensors = _read(path)
     head = _find(tensors, ["params", "fc", "kernel"])
@@ -45,12 +49,12 @@ def load(source: str | Path, variables: Variables) -> Variables:
 
 
 def _name(parts: Sequence[str]) -> str:
-    """Turns ("params", "layer2_0", "downsample_1", "scale") into layer2.0.downsample.1.weight."""
+    """Return torchvision's name, layer2.0.downsample.1.weight of ("params", "layer2_0", "downsample_1", "scale")."""
     return ".".join([*(part.replace("_", ".") for part in parts[1:-1]), LEAVES[parts[-1]]])
 
 
 def _find(tensors: Mapping[str, np.ndarray], parts: Sequence[str]) -> np.ndarray | None:
-    """Returns a tensor in Flax's layout, HWIO or [in, out], under a run's own name or torchvision's."""
+    """Return a tensor in Flax's layout, `[kh, kw, I, O]` or `[I, O]`, under a run's name or torchvision's."""
     own, theirs = tensors.get("/".join(parts)), tensors.get(_name(parts))
     if own is not None or theirs is None:
         return own
@@ -58,33 +62,33 @@ def _find(tensors: Mapping[str, np.ndarray], parts: Sequence[str]) -> np.ndarray
 
 
 def _tensor(path: Path, tensors: Mapping[str, np.ndarray], parts: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns one tensor of exactly this shape."""
+    """Return one tensor of exactly this shape."""
     tensor, name = _find(tensors, parts), _name(parts)
     if tensor is None:
-        raise ValueError(f"{path}: no tensor {name}; give the weights of a ResNet-18 in torchvision's naming")
+        raise ValueError(f"{path}: no tensor {name}: give the weights of a ResNet-18 in torchvision's naming")
     if tensor.shape != shape:
         raise ValueError(
-            f"{path}: {name} has shape {tensor.shape} in the model's layout, where the model has {shape}; "
-            "give the weights of a ResNet-18 with the stem that the model has"
+            f"{path}: {name} has shape {tensor.shape} in the model's layout, the model's own has {shape}: "
+            "give the weights of a ResNet-18 with the model's stem"
         )
     return tensor
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """Reads all the tensors of a safetensors file."""
+    """Read all tensors of a safetensors file."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a safetensors file or hf:owner/name")
+        raise ValueError(f"{path}: no such file: give a safetensors file or hf:owner/name")
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); fetch it again, or convert it with safetensors"
+            f"{path}: not a complete safetensors file ({error}): download it again, or convert it with safetensors"
         ) from error
 
 
 def _fetch(source: str) -> Path:
-    """Downloads, or finds in the cache, the file of a Hugging Face repository."""
+    """Return the path of a Hugging Face repository's file, downloaded unless it is in the cache."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:

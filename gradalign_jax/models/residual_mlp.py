@@ -1,4 +1,4 @@
-"""The generator of Δ̂x for Spheres: a multilayer perceptron on the point and its two labels (section 2.3.1)."""
+"""The generator of Δ̂x for Spheres: a multilayer perceptron of the point and its two labels (section 2.3.1)."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from gradalign_jax.types import Array, ResidualGenerator, Variables
 
 
 class ResidualMLP(nn.Module):
-    """Linear, ReLU, batch norm for each hidden layer, then a linear layer of the point's size."""
+    """Linear, ReLU, batch norm for each hidden layer, then a linear layer with as many outputs as the point."""
 
     hidden: Sequence[int]
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, desired: Array, actual: Array, train: bool) -> Array:
-        """Maps points [B, n] and labels [B], [B] to residuals [B, n]."""
+        """Map points `[B, n]` and labels `[B]`, `[B]` to residuals `[B, n]`."""
         size = x.shape[-1]
         x = jnp.concatenate([x, desired[:, None].astype(x.dtype), actual[:, None].astype(x.dtype)], axis=-1)
         for features in self.hidden:
@@ -30,9 +30,12 @@ class ResidualMLP(nn.Module):
 def create(
     hidden: Sequence[int] = (1000, 1000), input_size: int = 500, axis_name: str | None = None
 ) -> ResidualGenerator:
-    """Returns the generator for points [B, input_size] (2,008,500 parameters as it stands).
+    """Build the generator for points `[B, input_size]` (2,008,500 parameters by default).
 
-    axis_name: the mapped axis over which batch statistics are taken together.
+    Args:
+      hidden: units of each hidden layer.
+      input_size: n.
+      axis_name: the mapped axis over which batch statistics are averaged.
     """
     network = ResidualMLP(tuple(hidden), axis_name)
 

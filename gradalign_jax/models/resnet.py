@@ -1,4 +1,4 @@
-"""ResNet-18, in the shapes of torchvision's and of the usual CIFAR variant.
+"""ResNet-18 with torchvision's shapes or those of the usual CIFAR variant.
 
 Reference: torchvision.models.resnet18; He et al. 2016.
 """
@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from gradalign_jax.models import resnet_folded
 from gradalign_jax.models.layers import BatchNorm, Linear, torch_uniform
-from gradalign_jax.models.stem import INPUT_MAPPINGS, STEMS, convolve_normalised, max_pool
+from gradalign_jax.models.stem import INPUT_MAPPINGS, STEMS, convolve_normalized, max_pool
 from gradalign_jax.ops.convolution import conv
 from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_logits
 
@@ -20,7 +20,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Conv(nn.Module):
-    """A convolution without bias, zero padded on all sides alike (PyTorch's rule, not "SAME")."""
+    """A convolution without bias, with the same zero padding on all sides (PyTorch's rule, not "SAME")."""
 
     features: int
     size: int
@@ -29,14 +29,14 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, W, I] to [B, h, w, features]."""
+        """Map `[B, H, W, I]` to `[B, h, w, features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", torch_uniform, shape)
         return conv(x, kernel, self.stride, self.padding)
 
 
 class Stem(nn.Module):
-    """Normalises images with ImageNet's mean and deviation, grey ones as three equal channels, and convolves them."""
+    """ImageNet's normalization and the first convolution; gray images are three equal channels."""
 
     features: int
     size: int
@@ -46,9 +46,9 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        """Maps [B, H, W, 1 or 3] to [B, h, w, features]."""
+        """Map `[B, H, W, 1 or 3]` to `[B, h, w, features]`."""
         kernel = self.param("kernel", torch_uniform, (self.size, self.size, 3, self.features))
-        return convolve_normalised(image, kernel, self.stride, self.padding, self.input_mapping)
+        return convolve_normalized(image, kernel, self.stride, self.padding, self.input_mapping)
 
 
 class BasicBlock(nn.Module):
@@ -60,7 +60,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [B, H, W, I] to [B, H/stride, W/stride, features], both rounded up."""
+        """Map `[B, H, W, I]` to `[B, H/stride, W/stride, features]`, both rounded up."""
         y = Conv(self.features, 3, self.stride, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = Conv(self.features, 3, 1, 1, name="conv2")(y)
@@ -72,7 +72,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """The 18-layer residual network; layers are named after torchvision's ("layer1_0", "fc", ...)."""
+    """The 18-layer residual network; layers have torchvision's names ("layer1_0", "fc", ...)."""
 
     outputs: int
     stem: str
@@ -82,7 +82,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Array:
-        """Maps images [B, H, W, 1 or 3] to [B, outputs]."""
+        """Map images `[B, H, W, 1 or 3]` to `[B, outputs]`."""
         norm = partial(BatchNorm, self.frozen_norm, self.axis_name)
         x = Stem(WIDTHS[0], *STEMS[self.stem], self.input_mapping, name="conv1")(image)
         x = nn.relu(norm(name="bn1")(x, train))
@@ -104,17 +104,22 @@ def create(
     input_mapping: str = "unit",
     axis_name: str | None = None,
 ) -> Classifier:
-    """Returns a ResNet-18 on images [B, H, W, channels].
+    """Build a ResNet-18 of images `[B, H, W, channels]`.
 
-    num_classes, binary: outputs; binary has one output s, presented as `binary_logits(s)`.
-    channels: 1 (grey, broadcast to 3 inside) or 3.
-    stem: "imagenet" (7x7 stride 2, max pool) or "cifar" (3x3 stride 1, no pool). Both start from PyTorch's default
-      U(±1/√fan_in): with frozen statistics torchvision's wider He initialisation grows with depth, and PGD training
-      from it stayed at chance on MNIST-3/5 where this one learned.
-    frozen_norm: batch norm keeps to its stored statistics; otherwise it uses the batch's in training.
-    input_mapping: "unit", images to [0, 1] ahead of ImageNet's mean and deviation, or "raw", as they are.
-    axis_name: the mapped axis over which batch statistics are taken together.
-    Raises ValueError if an option is none of these.
+    Kernels start from PyTorch's default U(±1/√fan_in): with frozen statistics the activations of torchvision's wider He
+    initialization grow with depth, and PGD training from it stayed at chance on MNIST-3/5, where this one learned.
+
+    Args:
+      num_classes: K.
+      binary: one output s, returned as `binary_logits(s)`; needs num_classes=2.
+      channels: 1 (gray, repeated to 3 inside) or 3.
+      stem: "imagenet" (7x7, stride 2, max pool) or "cifar" (3x3, stride 1, no pool).
+      frozen_norm: batch norm always uses its stored statistics; otherwise, in training, the batch's.
+      input_mapping: "unit" maps images to [0, 1] before ImageNet's normalization, "raw" does not.
+      axis_name: the mapped axis over which batch statistics are averaged.
+
+    Raises:
+      ValueError: if an option has another value than these.
     """
     if binary and num_classes != 2:
         raise ValueError(f"binary=True needs num_classes=2, got {num_classes}")
@@ -122,7 +127,7 @@ def create(
     valid = {"channels": (1, 3), "stem": STEMS, "input_mapping": INPUT_MAPPINGS}
     for name, value in given.items():
         if value not in valid[name]:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, valid[name]))}")
+            raise ValueError(f"{name}={value!r} is not valid: use {' or '.join(map(repr, valid[name]))}")
     network = ResNet18(1 if binary else num_classes, stem, input_mapping, frozen_norm, axis_name)
 
     def init(key: Array) -> Variables:
@@ -130,7 +135,7 @@ def create(
 
     def apply(variables: Variables, image: Array, train: bool = False) -> tuple[Array, dict]:
         if image.shape[-1] != channels:
-            raise ValueError(f"images {image.shape} do not have the model's {channels} channels")
+            raise ValueError(f"images {image.shape}: the model needs {channels} channels; set config.model.channels")
         output, state = network.apply(variables, image, train, mutable=["batch_stats"])
         return (binary_logits(output) if binary else output), state["batch_stats"]
 

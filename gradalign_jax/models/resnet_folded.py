@@ -1,10 +1,10 @@
 """A ResNet-18 in evaluation mode with its constants prepared, for an attack's many passes through it.
 
-    normalisation        in the stem's kernel, which sees the image and a channel of ones
+    normalization        in the stem's kernel, which reads the image and a channel of ones
     batch norm           its scale in the kernel before it, its shift a bias
     kernels              cast, flipped and transposed once (ops/frozen.py)
 
-An attack's loop then holds convolutions, biases, ReLUs and their input gradients. Only images get gradients.
+An attack's loop then contains convolutions, biases, ReLUs and their input gradients. Only images get gradients.
 """
 
 from functools import partial
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradalign_jax.models.stem import STEMS, convolve_normalised, max_pool, normalisation
+from gradalign_jax.models.stem import STEMS, convolve_normalized, max_pool, normalization
 from gradalign_jax.ops import frozen, platform, precision
+from gradalign_jax.ops.relu import relu
 from gradalign_jax.types import Array, LogitsFn, Variables
 
 
@@ -27,7 +28,7 @@ class Layer(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Two 3x3 convolutions, of which the first has stride 2 where there is a shortcut, a 1x1 convolution."""
+    """Two 3x3 convolutions; a block of stride 2 has a 1x1 convolution as its shortcut."""
 
     conv1: Layer
     conv2: Layer
@@ -37,8 +38,15 @@ class Block(NamedTuple):
 def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str, factors: jnp.dtype) -> LogitsFn:
     """Return images `[B, H, W, channels]` -> outputs `[B, K]` of a network of models/resnet.py in evaluation mode.
 
-    factors: the type of the convolutions' factors. The image and the outputs are float32. With bfloat16 factors the
-      stem takes the image in two parts, because bfloat16 would lose a small perturbation.
+    Images and outputs are float32.
+
+    Args:
+      variables: of `resnet.create`'s classifier.
+      channels: as in `resnet.create`.
+      stem: as in `resnet.create`.
+      input_mapping: as in `resnet.create`.
+      factors: type of the convolutions' factors. With bfloat16 factors the stem reads the image in two parts, because
+        bfloat16 would lose a small perturbation.
     """
     params, stats = variables["params"], variables["batch_stats"]
     first = _fold(params["conv1"]["kernel"], params["bn1"], stats["bn1"])
@@ -48,20 +56,20 @@ def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str
     matrix, bias = params["fc"]["kernel"], params["fc"]["bias"]
 
     def apply(image: Array) -> Array:
-        x = frozen.relu(see(image))
+        x = relu(see(image))
         if stem == "imagenet":
             x = max_pool(x)
         for block in blocks:
             x = _apply_block(block, x)
-        return x.astype(jnp.float32).mean((1, 2)) @ matrix + bias
+        return x.astype(jnp.float32).mean((1, 2)) @ matrix + bias[None]
 
     return apply
 
 
 def _fold(kernel: Array, norm: dict[str, Array], statistics: dict[str, Array]) -> tuple[Array, Array]:
-    """The kernel and the bias that are a convolution and its batch norm in one."""
+    """Return kernel and bias of a convolution and its batch norm as one convolution."""
     scale = norm["scale"] * lax.rsqrt(statistics["var"] + 1e-5)
-    return kernel * scale, norm["bias"] - statistics["mean"] * scale
+    return kernel * scale[None, None, None], norm["bias"] - statistics["mean"] * scale
 
 
 def _block(params: dict, stats: dict, factors: jnp.dtype) -> Block:
@@ -77,13 +85,13 @@ def _block(params: dict, stats: dict, factors: jnp.dtype) -> Block:
 
 def _apply_block(block: Block, x: Array) -> Array:
     def convolve(layer: Layer, x: Array, stride: int, padding: int) -> Array:
-        return frozen.conv(x, layer.kernel, stride, padding) + layer.bias
+        return frozen.conv(x, layer.kernel, stride, padding) + layer.bias[None, None, None]
 
     stride = 2 if block.shortcut else 1
-    y = frozen.relu(convolve(block.conv1, x, stride, 1))
+    y = relu(convolve(block.conv1, x, stride, 1))
     if block.shortcut:
         x = convolve(block.shortcut, x, stride, 0)
-    return frozen.relu(convolve(block.conv2, y, 1, 1) + x)
+    return relu(convolve(block.conv2, y, 1, 1) + x)
 
 
 def _stem(kernel: Array, bias: Array, channels: int, stem: str, input_mapping: str, factors: jnp.dtype):
@@ -91,15 +99,16 @@ def _stem(kernel: Array, bias: Array, channels: int, stem: str, input_mapping: s
     _, stride, padding = STEMS[stem]
     dtype = precision.activations(factors)
     if platform.is_cpu():
-        return lambda image: convolve_normalised(image, kernel, stride, padding, input_mapping) + bias
-    scale, shift = normalisation(input_mapping)
-    seen = kernel * scale[:, None]
+        bias = bias[None, None, None]
+        return lambda image: convolve_normalized(image, kernel, stride, padding, input_mapping) + bias
+    scale, shift = normalization(input_mapping)
+    seen = kernel * scale[None, None, :, None]
     seen = seen if channels == 3 else seen.sum(2, keepdims=True)
     parts = [seen] * (2 if dtype == jnp.bfloat16 else 1)
-    whole = jnp.concatenate([*parts, (kernel * shift[:, None]).sum(2, keepdims=True)], axis=2)
-    # Of the image's channels, for the gradient, and of all that `channels_of` makes of them.
+    whole = jnp.concatenate([*parts, (kernel * shift[None, None, :, None]).sum(2, keepdims=True)], axis=2)
+    # The kernel of the image's channels, for the gradient, and the kernel of all channels of `channels_of`.
     kernels, bias = [frozen.kernel(each, factors, stride) for each in (seen, whole)], bias.astype(dtype)
-    return lambda image: _see(stride, padding, dtype, image, *kernels) + bias
+    return lambda image: _see(stride, padding, dtype, image, *kernels) + bias[None, None, None]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -108,7 +117,7 @@ def _see(stride: int, padding: int, dtype: jnp.dtype, image: Array, seen: frozen
 
 
 def channels_of(image: Array, dtype: jnp.dtype) -> Array:
-    """The image in `dtype` and a channel of ones; in bfloat16 what is lost of the image follows it as channels."""
+    """Return the image in `dtype` and a channel of ones; in bfloat16 the rounding error of the image lies between."""
     ones = jnp.ones((*image.shape[:-1], 1), image.dtype)
     if dtype != jnp.bfloat16:
         return jnp.concatenate([image, ones], axis=-1)
@@ -118,7 +127,7 @@ def channels_of(image: Array, dtype: jnp.dtype) -> Array:
 
 def _see_backward(stride: int, padding: int, dtype: jnp.dtype, saved, g: Array):
     image, seen = saved
-    # Linear in the image: where the gradient is taken does not matter, so nothing is computed forwards.
+    # The map is linear in the image, so that its gradient needs no forward pass.
     pull_back = jax.vjp(lambda x: frozen.conv(x, seen, stride, padding), image.astype(dtype))[1]
     return pull_back(g)[0].astype(image.dtype), None, None
 

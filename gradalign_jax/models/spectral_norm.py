@@ -1,7 +1,7 @@
 """Layers whose kernel is divided by an estimate of its largest singular value.
 
-Each keeps the estimate's left vector u in the collection "spectral", moves it by one power iteration a forward pass,
-and stores what it became in training alone: evaluation starts from the stored u every time.
+Each stores the estimate's left vector u in the collection "spectral" and applies one power iteration to it per forward
+pass. Only training stores the new u: evaluation starts from the stored u every time.
 Reference: Miyato et al. 2018; BigGAN-PyTorch.
 """
 
@@ -24,7 +24,7 @@ def _unit(vector: Array) -> Array:
 
 
 def power_iteration(kernel: Array, u: Array) -> tuple[Array, Array]:
-    """One power iteration of a kernel `[..., inputs, outputs]` from u `[outputs]`: σ and the new u.
+    """Return σ and the new u of one power iteration of a kernel `[..., inputs, outputs]` from u `[outputs]`.
 
     Both vectors are constants to the derivative, so that dσ/dkernel is their outer product.
     """
@@ -36,45 +36,47 @@ def power_iteration(kernel: Array, u: Array) -> tuple[Array, Array]:
 
 
 class _Spectral(nn.Module):
-    """What both layers share: features, and `dtype`, the type of the products' factors (None: the kernel's own).
+    """The kernel, bias and power iteration of both layers.
 
-    The result has the type of what comes in.
+    features: number of outputs.
+    dtype: type of the products' factors (None: the kernel's). The result has the input's type.
     """
 
     features: int
     dtype: jnp.dtype | None = None
 
     def _weights(self, shape: tuple[int, ...], train: bool) -> tuple[Array, Array]:
-        """Returns the normalised kernel and the bias, which start from N(0, 0.02²) and U(±1/√fan_in)."""
+        """Return the normalized kernel and the bias, which start from N(0, 0.02²) and U(±1/√fan_in)."""
         kernel = self.param("kernel", n02, (*shape, self.features))
         bound = (kernel.size // self.features) ** -0.5
         bias = self.param("bias", jax.random.uniform, (self.features,), kernel.dtype, -bound, bound)
         u = self.variable("spectral", "u", lambda: jax.random.normal(self.make_rng("params"), (self.features,)))
-        sigma, moved = power_iteration(kernel, u.value)
+        sigma, new_u = power_iteration(kernel, u.value)
         if train and not self.is_initializing():
-            u.value = moved
+            u.value = new_u
         return kernel / sigma, bias
 
 
 class SpectralLinear(_Spectral):
-    """A dense layer, spectrally normalised."""
+    """A dense layer with spectral normalization."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [B, fan_in] to [B, features]."""
+        """Map `[B, fan_in]` to `[B, features]`."""
         kernel, bias = self._weights(x.shape[-1:], train)
-        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias.astype(x.dtype)
+        return product(x, kernel.astype(self.dtype or kernel.dtype)) + bias.astype(x.dtype)[None]
 
 
 def same_size(x: Array, kernel: Array, dtype: jnp.dtype | None = None) -> Array:
-    """The convolution of images [B, H, W, I] with an odd kernel that keeps their size, its factors in `dtype`."""
+    """Return the convolution of images `[B, H, W, I]` with an odd kernel that keeps their size; factors in `dtype`."""
     return conv(x, kernel.astype(dtype or kernel.dtype), padding=kernel.shape[0] // 2)
 
 
 class SpectralConv(_Spectral):
-    """A convolution with a kernel of odd `size`, spectrally normalised.
+    """A convolution with spectral normalization.
 
-    form: the map of image, kernel and `dtype`, by default the convolution that keeps the image's size.
+    size: rows and columns of the kernel, odd.
+    form: the function of image, kernel and `dtype`, by default the convolution that keeps the image's size.
     """
 
     size: int = 3
@@ -82,6 +84,6 @@ class SpectralConv(_Spectral):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [B, H, W, I] to [B, H, W, features], or to the form's rows and columns."""
+        """Map `[B, H, W, I]` to `[B, H, W, features]`, or to the form's rows and columns."""
         kernel, bias = self._weights((self.size, self.size, x.shape[-1]), train)
-        return self.form(x, kernel, self.dtype) + bias.astype(x.dtype)
+        return self.form(x, kernel, self.dtype) + bias.astype(x.dtype)[None, None, None]

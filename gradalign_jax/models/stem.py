@@ -1,4 +1,4 @@
-"""What a ResNet does with an image before its blocks: normalisation, the first convolution, pooling."""
+"""A ResNet's layers before its blocks: normalization, the first convolution, pooling."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,12 +8,12 @@ from gradalign_jax.types import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-INPUT_MAPPINGS = {"raw": (1.0, 0.0), "unit": (0.5, 0.5)}  # scale and shift ahead of the normalisation
+INPUT_MAPPINGS = {"raw": (1.0, 0.0), "unit": (0.5, 0.5)}  # scale and shift before the normalization
 STEMS = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}  # kernel size, stride, padding
 
 
-def normalisation(input_mapping: str) -> tuple[Array, Array]:
-    """Scale and shift `[3]` that apply ImageNet's mean and deviation to images in [-1, 1].
+def normalization(input_mapping: str) -> tuple[Array, Array]:
+    """Return the scale and shift `[3]` that apply ImageNet's mean and deviation to images in [-1, 1].
 
     "unit" maps them to [0, 1] first, "raw" does not.
     """
@@ -21,26 +21,27 @@ def normalisation(input_mapping: str) -> tuple[Array, Array]:
     return scale / jnp.array(IMAGENET_STD), (shift - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
-def convolve_normalised(image: Array, kernel: Array, stride: int, padding: int, input_mapping: str) -> Array:
-    """Return the convolution of normalised images `[B, H, W, 1 or 3]` with a kernel `[kh, kw, 3, O]`; grey is 3 equal
-    channels.
+def convolve_normalized(image: Array, kernel: Array, stride: int, padding: int, input_mapping: str) -> Array:
+    """Return the convolution of normalized images `[B, H, W, 1 or 3]` with a kernel `[kh, kw, 3, O]`.
+
+    Gray images are three equal channels.
     """
-    scale, shift = normalisation(input_mapping)
+    scale, shift = normalization(input_mapping)
     if image.shape[-1] == 3:
-        return conv(image * scale + shift, kernel, stride, padding)
-    # Three channels that are one, scaled and shifted, take a third of the products: the kernels' weighted sum sees
-    # the image, and theirs weighted by the shifts what all images share, ones that padding surrounds.
+        return conv(image * scale[None, None, None] + shift[None, None, None], kernel, stride, padding)
+    # Three equal channels, scaled and shifted, need a third of the products: the sum of the kernel's channels weighted
+    # by the scales reads the image, the sum weighted by the shifts an image of ones, the same for the whole batch.
     ones = jnp.ones((1, *image.shape[1:]), image.dtype)
-    seen, shared = (jnp.einsum("abcd,c->abd", kernel, weights)[:, :, None] for weights in (scale, shift))
-    return conv(image, seen, stride, padding) + conv(ones, shared, stride, padding)
+    by_scale, by_shift = (jnp.einsum("abcd,c->abd", kernel, weights)[:, :, None] for weights in (scale, shift))
+    return conv(image, by_scale, stride, padding) + conv(ones, by_shift, stride, padding)
 
 
 def max_pool(x: Array) -> Array:
-    """Maximum over 3x3 windows, stride 2, padded by one with -inf (`[B, H, W, C]`).
+    """Return the maximum over 3x3 windows, stride 2, padded by one with -inf, `[B, H, W, C]` to `[B, H/2, W/2, C]`.
 
-    As in PyTorch, the gradient goes to the first maximum in the window's row-major order: the first row that
-    has it, and there the first column, so that the axes can be done in turn. Written as selections, since
-    the gradient of XLA's own pooling is slow on a CPU and cannot be differentiated again.
+    As in PyTorch, the gradient goes to the first maximum in the window's row-major order: in the first row that
+    contains it, the first column, so that columns and rows can be reduced one after the other. Written as selections,
+    because the gradient of XLA's own pooling is slow on a CPU and cannot be differentiated again.
     """
     return _max_of_three(_max_of_three(x, axis=2), axis=1)
 

@@ -1,4 +1,4 @@
-"""The U-Net that draws Δ̂x for images: G(x, ¬y, y) of section 2.3.1, as the authors' code builds it."""
+"""The U-Net that generates Δ̂x for images: G(x, ¬y, y) of section 2.3.1, with the layers of the authors' code."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +13,12 @@ from gradalign_jax.types import Array, ResidualGenerator, Variables
 
 
 def small_scale(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Draws a batch norm's weights from N(0.1, 0.01²): the first residuals are small."""
+    """Draw a batch norm's weights from N(0.1, 0.01²), so that the first residuals are small."""
     return 0.1 + 0.01 * jax.random.normal(key, shape, dtype)
 
 
 class Block(nn.Module):
-    """A 3x3 convolution with bias, batch norm and, but for the last block, ReLU."""
+    """A 3x3 convolution with bias, batch norm and, except in the last block, ReLU."""
 
     features: int
     norm: Callable
@@ -26,16 +26,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [B, H, W, I] to [B, H, W, features]."""
+        """Map `[B, H, W, I]` to `[B, H, W, features]`."""
         he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", he_normal, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = self.norm(name="bn")(conv(x, kernel, padding=1) + bias, train)
+        x = self.norm(name="bn")(conv(x, kernel, padding=1) + jax.lax.broadcast_to_rank(bias, x.ndim), train)
         return nn.relu(x) if self.activate else x
 
 
 class UNet(nn.Module):
-    """Encoder, label maps in the bottleneck, decoder with skip connections; the output passes a batch norm last."""
+    """An encoder, label maps in the bottleneck, a decoder with skip connections; the last layer is a batch norm."""
 
     channels: int
     width: int
@@ -44,7 +44,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, desired: Array, actual: Array, train: bool) -> Array:
-        """Maps images [B, H, W, channels] and labels [B], [B] to residuals of the images' shape."""
+        """Map images `[B, H, W, channels]` and labels `[B]`, `[B]` to residuals of the images' shape."""
         norm = partial(BatchNorm, axis_name=self.axis_name, momentum=0.01, scale_init=small_scale)
         widths = [self.width * 2**level for level in range(self.downsamplings + 1)]
         x, skips = image, []
@@ -65,9 +65,9 @@ class UNet(nn.Module):
 
 
 def label_maps(desired: Array, actual: Array, size: tuple[int, int]) -> Array:
-    """Constant maps [B, h, w, 3] of desired label, actual label and their difference.
+    """Return constant maps `[B, h, w, 3]` of desired label, actual label and their difference.
 
-    Labels come in as (v - 0.7) / 0.2: 0 as -3.5, 1 as 1.5. The paper names two maps, the authors' code has three.
+    A label v is encoded as (v - 0.7) / 0.2: 0 as -3.5, 1 as 1.5. The paper names two maps, the authors' code has three.
     """
     wanted, given = ((label.astype(jnp.float32) - 0.7) / 0.2 for label in (desired, actual))
     values = jnp.stack([wanted, given, given - wanted], axis=-1)
@@ -75,7 +75,10 @@ def label_maps(desired: Array, actual: Array, size: tuple[int, int]) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """Maximum over 2x2 windows [B, H, W, C]; its gradient goes to the first maximum in row-major order (PyTorch)."""
+    """Return the maximum over 2x2 windows, `[B, H, W, C]` to `[B, H/2, W/2, C]`.
+
+    Its gradient goes to the first maximum in row-major order, as in PyTorch.
+    """
     for axis in (2, 1):
         first, second = (jax.lax.slice_in_dim(x, start, None, 2, axis) for start in (0, 1))
         x = jnp.where(second > first, second, first)
@@ -83,7 +86,7 @@ def max_pool(x: Array) -> Array:
 
 
 def upsample(x: Array) -> Array:
-    """Doubles height and width bilinearly, corners on corners (PyTorch's align_corners=True)."""
+    """Double rows and columns bilinearly with aligned corners (PyTorch's align_corners=True)."""
     return _double(_double(x, axis=1), axis=2)
 
 
@@ -103,10 +106,15 @@ def _double(x: Array, axis: int) -> Array:
 def create(
     channels: int = 1, width: int = 64, downsamplings: int = 4, axis_name: str | None = None
 ) -> ResidualGenerator:
-    """Returns the generator for images [B, H, W, channels] whose height and width are multiples of 2^downsamplings.
+    """Build the generator for images `[B, H, W, channels]`, H and W multiples of 2^downsamplings.
 
-    With width 64 it has 2,036,355 parameters at 2 downsamplings (28 x 28) and 34,503,171 at 4 (224 x 224).
-    axis_name: the mapped axis over which batch statistics are taken together.
+    With width 64 it has 2,036,355 parameters for 2 downsamplings (28 x 28) and 34,503,171 for 4 (224 x 224).
+
+    Args:
+      channels: of the images.
+      width: channels at full resolution, doubled by each downsampling.
+      downsamplings: number of levels below full resolution.
+      axis_name: the mapped axis over which batch statistics are averaged.
     """
     network = UNet(channels, width, downsamplings, axis_name)
 
@@ -117,7 +125,7 @@ def create(
 
     def apply(variables: Variables, image: Array, desired: Array, actual: Array, train: bool = False):
         if any(size % 2**downsamplings for size in image.shape[1:3]):
-            raise ValueError(f"images {image.shape}: height and width must be multiples of {2**downsamplings}")
+            raise ValueError(f"images {image.shape}: pad or crop to multiples of {2**downsamplings}")
         residual, state = network.apply(variables, image, desired, actual, train, mutable=["batch_stats"])
         return residual, state["batch_stats"]
 

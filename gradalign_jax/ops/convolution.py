@@ -1,84 +1,92 @@
-"""A convolution with derivatives of every order, each lowered in the form that is fastest on its platform.
+"""A convolution with derivatives of every order, each computed in the form that is fastest on its platform.
 
 A convolution y(x, w), its input gradient and its weight gradient are three bilinear maps, and the derivatives of each
-are the other two. Each is therefore a `custom_vjp` of its own, and derivatives of every order (the alignment penalty
-takes two) follow. On a CPU the form depends on the shape. On a GPU or TPU it is XLA's own convolution, written so that
-XLA recognises all three: factors and result have one type, and an input gradient's kernel is flipped where it is used.
+are the other two. Each is therefore a `custom_vjp` of its own, which gives derivatives of every order (the alignment
+penalty takes two). On a CPU the form depends on the shape. On a GPU or TPU it is XLA's own convolution, written so that
+XLA recognizes all three: factors and result have one type, and an input gradient's kernel is flipped where it is used.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from math import prod
 
 import jax
 import jax.numpy as jnp
 
-from gradalign_jax.ops import forms, platform, weight_gradients
-from gradalign_jax.ops.forms import Form, Pads, Window
+from gradalign_jax.ops import forms, input_gradients, platform, weight_gradients
+from gradalign_jax.ops.window import Form, Pads, Window, window_of
+from gradalign_jax.ops.winograd import F43
 from gradalign_jax.types import Array
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0) -> Array:
-    """Return the cross-correlation of images `[B, H, W, I]` with a kernel `[kh, kw, I, O]`.
+    """Return the cross-correlation of images `[B, H, W, I]` with a kernel `[kh, kw, I, O]`, `[B, h, w, O]`.
 
-    Factors have the kernel's type, sums are in float32, the result has the image's type.
-    padding: zeros on every side, or ((top, bottom), (left, right)).
-    Reverse-mode differentiable any number of times; there is no forward mode.
+    Reverse-mode differentiable any number of times; there is no forward mode. On a CPU it takes the place of
+    `lax.conv_general_dilated` in any model, and is faster for most shapes.
+
+    Args:
+      x: images. The result has their type.
+      kernel: its type is that of the products' factors; sums are in float32.
+      stride: of rows and columns.
+      padding: zeros on every side, or ((top, bottom), (left, right)).
+
+    Returns:
+      Images of h = (H + top + bottom - kh) // stride + 1 rows; columns likewise.
 
     Raises:
       ValueError: if the channels of image and kernel differ.
+
+    Example:
+      >>> from jax import lax
+      >>> x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
+      >>> ours = conv(x, kernel, stride=2, padding=1)
+      >>> ours.shape
+      (2, 4, 4, 16)
+      >>> layout = ("NHWC", "HWIO", "NHWC")
+      >>> xla = lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout)
+      >>> bool(jnp.allclose(ours, xla))
+      True
+      >>> jax.grad(lambda w: conv(x, w, padding=1).sum())(kernel).shape
+      (3, 3, 3, 16)
     """
     if x.shape[-1] != kernel.shape[2]:
-        raise ValueError(f"image has {x.shape[-1]} channels, kernel {kernel.shape} expects {kernel.shape[2]}")
+        raise ValueError(
+            f"image has {x.shape[-1]} channels, kernel {kernel.shape} reads {kernel.shape[2]}: make them equal"
+        )
     return _forward(window_of(x.shape, kernel.shape, stride, padding), x, kernel)
 
 
-def window_of(image: Sequence[int], kernel: Sequence[int], stride: int, padding: int | Pads) -> Window:
-    """Return the window of a convolution from the shapes of its images and its kernel."""
-    pads = ((padding, padding),) * 2 if isinstance(padding, int) else tuple(map(tuple, padding))
-    return Window(tuple(image[1:3]), tuple(kernel[:2]), stride, pads)
-
-
 def conv_transpose(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Return the transpose of `conv`'s linear map: images `[B, h, w, O]` to `[B, H, W, I]`.
+    """Return the transpose of `conv`'s linear map, from `[B, h, w, O]` to `[B, H, W, I]`.
 
-    H = stride (h - 1) + kh - 2 padding, and W likewise.
-    kernel: `[kh, kw, I, O]`, that of the convolution from `[B, H, W, I]` to `[B, h, w, O]`.
-    padding: zeros on every side of those images. Types and derivatives as in `conv`.
+    Types and derivatives are those of `conv`.
+
+    Args:
+      x: images `[B, h, w, O]`.
+      kernel: `[kh, kw, I, O]`, the kernel of the convolution from `[B, H, W, I]` to `[B, h, w, O]`.
+      stride: of that convolution.
+      padding: zeros on every side in that convolution.
+
+    Returns:
+      Images of H = stride (h - 1) + kh - 2 padding rows; columns likewise.
 
     Raises:
       ValueError: if the channels of image and kernel differ.
     """
     if x.shape[-1] != kernel.shape[3]:
-        raise ValueError(f"image has {x.shape[-1]} channels, the transpose of {kernel.shape} expects {kernel.shape[3]}")
-    image = tuple(stride * (n - 1) + k - 2 * padding for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    return input_gradient(Window(image, kernel.shape[:2], stride, ((padding, padding),) * 2), x, kernel)
+        raise ValueError(
+            f"image has {x.shape[-1]} channels, the transpose of kernel {kernel.shape} reads {kernel.shape[3]}: "
+            "make them equal"
+        )
+    sizes = zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    rows, columns = (stride * (n - 1) + k - 2 * padding for n, k in sizes)
+    window = Window((rows, columns), (kernel.shape[0], kernel.shape[1]), stride, ((padding, padding),) * 2)
+    return input_gradient(window, x, kernel)
 
 
-# Measured on one AVX-512 core (Sapphire Rapids, float32, XLA of jaxlib 0.10), milliseconds of processor time.
-# Single readings of trial loops on a busy machine, some from before the last form of the input gradient: they ranked
-# the forms below, and are no benchmark (launch/bench.py is).
-# Products at the core's matmul rate of 140 GFLOP/s would take "ideal"; 32 images, 3x3 kernels.
-#   pixels, channels     ideal   forward   input gradient   weight gradient
-#   32, 64 -> 64          17.3   18 plain        18 plain       49 winograd (patches 83)
-#   32, 64 -> 128, / 2     8.6   10 plain        11 by phase    21 patches by row (in one 34)
-#   16, 128 -> 128        17.3   14 winograd     14 winograd    20 winograd (patches 64)
-#   16, 128 -> 256, / 2    8.6   10 plain        11 by phase    12 patches
-#    4, 512 -> 512        17.3   15 winograd     16 winograd    12 winograd (patches 20)
-# For 64 images of 2 x 2 and 256 channels on two busy cores: plain 85, patches 3.6, dense 1.7.
-# Also on a Zen 5 core (AVX-512, 230 GFLOP/s), weight gradients of 12 images of 28 x 28, with the image or the output
-# gradient patched: 64 -> 1 channel 2.7 or 0.2, 128 -> 64 by winograd 10.9 or 8.2. Input gradient of 64 grey images of
-# 28 x 28, 7x7 kernels, stride 2: by phase 2.9, plain 1.4.
-# And on two such cores, inside a loop, 3x3 kernels, milliseconds:
-#   images, pixels, channels        form               weight gradient
-#   100, 32 x 32,  3 -> 32          plain 5.1, patches 1.1
-#   100, 32 x 32, 32 ->  3          plain 2.2, few outputs 1.4
-#    64, 28 x 28, 64 ->  1          plain 2.0, few outputs 0.3
-#   100, 32 x 32, 32 -> 32                             winograd 10.9, in groups of 10 images 7.6
-#   100, 32 x 32, 64 -> 64                             winograd 33, in groups of 5 images 26
-# Likewise 4x4 kernels of stride 2, 32 -> 32: weight gradient by patches 9.1, by cells 8.0, in groups of 10 images 5.2.
+# Measured: launch/README.md, "How the CPU's convolution forms were chosen".
 def choose(window: Window, inputs: int, outputs: int) -> Form:
-    """Returns the form that measures fastest for this window and these channels."""
+    """Return the form that measures fastest on a CPU for this window and these channels."""
     pixels, narrow, taps = prod(window.image), min(inputs, outputs), prod(window.kernel)
     if window.kernel == (1, 1):
         return forms.patches
@@ -96,15 +104,15 @@ def choose(window: Window, inputs: int, outputs: int) -> Form:
 
 
 def choose_weights(window: Window, inputs: int, outputs: int) -> Form:
-    """Returns the form of the weight gradient that measures fastest."""
+    """Return the form of the weight gradient that measures fastest on a CPU."""
     if choose(window, inputs, outputs) is forms.dense:
         return weight_gradients.dense
     if outputs < 16 and inputs > outputs and _has_winograd(window):
         return weight_gradients.few_outputs
     if _has_winograd(window) and min(inputs, outputs) >= 16:
-        return partial(weight_gradients.by_groups, weight_gradients.winograd)
+        return partial(weight_gradients.in_groups, weight_gradients.winograd)
     if window.stride > 1 and window.kernel == (2 * window.stride,) * 2:
-        return partial(weight_gradients.by_groups, weight_gradients.cells)
+        return partial(weight_gradients.in_groups, weight_gradients.cells)
     return weight_gradients.patches
 
 
@@ -113,13 +121,13 @@ def _has_spare_row(window: Window) -> bool:
 
 
 def _has_winograd(window: Window) -> bool:
-    return window.kernel[0] == 3 and window.stride == 1 and min(window.output) >= forms.TILE - 1
+    return window.kernel[0] == 3 and window.stride == 1 and min(window.output) >= F43.tile - 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(window: Window, x: Array, kernel: Array) -> Array:
     if not platform.is_cpu():
-        return forms.one_type(window, x, kernel)
+        return forms.accelerator(window, x, kernel)
     return choose(window, *kernel.shape[2:])(window, x, kernel)
 
 
@@ -127,26 +135,26 @@ def _forward(window: Window, x: Array, kernel: Array) -> Array:
 def input_gradient(window: Window, g: Array, kernel: Array) -> Array:
     """Return the gradient of `conv`'s images from that of its result, `[B, h, w, O]` to `[B, H, W, I]`."""
     if not platform.is_cpu():
-        return forms.input_gradient_one_type(window, g, kernel)
+        return input_gradients.accelerator(window, g, kernel)
     form = choose(window, *kernel.shape[2:])
     if form is forms.dense:
-        return forms.input_gradient_dense(window, g, kernel)
+        return input_gradients.dense(window, g, kernel)
     if kernel.shape[2] == 1 and window.stride > 1:
-        return forms.input_gradient_plain(window, g, kernel)
+        return input_gradients.plain(window, g, kernel)
     if window.image == window.output and choose(window, *kernel.shape[:1:-1]) is forms.winograd:
-        return forms.input_gradient_winograd(window, g, kernel)
+        return input_gradients.winograd(window, g, kernel)
 
     def stride_one(window: Window, x: Array, kernel: Array) -> Array:
         return choose(window, *kernel.shape[2:])(window, x, kernel)
 
-    return forms.input_gradient_by_phase(window, g, kernel, stride_one)
+    return input_gradients.by_phase(window, g, kernel, stride_one)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _weight_gradient(window: Window, dtype: jnp.dtype, x: Array, g: Array) -> Array:
-    """The kernel's gradient, in the type of g; `dtype` is that of the factors on a GPU or TPU."""
+    """Return the kernel's gradient in the type of g; on a GPU or TPU the factors have type `dtype`."""
     if not platform.is_cpu():
-        return weight_gradients.one_type(window, dtype, x, g)
+        return weight_gradients.accelerator(window, dtype, x, g)
     return choose_weights(window, x.shape[-1], g.shape[-1])(window, x, g)
 
 

@@ -1,4 +1,4 @@
-"""The matrix product that layers are made of."""
+"""The matrix product of dense layers."""
 
 from functools import partial
 
@@ -11,17 +11,21 @@ from gradalign_jax.types import Array
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: Array, matrix: Array, transposed: bool = False) -> Array:
-    """x `[..., n]` @ matrix `[n, m]` with factors in the matrix's type and a result, as gradients, in that of x.
+    """Return x `[..., n]` @ matrix `[n, m]`, with factors in the matrix's type; result and gradients have x's type.
 
     With bfloat16 results XLA would not use the bfloat16 tiles (AMX) that some CPUs have.
-    transposed: multiply by the matrix stored as `[m, n]`. On a CPU that pays where one float32 matrix is used often,
-      because its transposition moves out of an attack's loop. A bfloat16 matrix is left as it is: XLA would multiply
-      its transpose in float32.
+
+    Args:
+      x: the left factor.
+      matrix: the right factor.
+      transposed: multiply by the matrix stored as `[m, n]`. On a CPU that pays where one float32 matrix is used often,
+        because its transposition moves out of an attack's loop. It does not change a bfloat16 matrix, because XLA
+        would multiply by the transpose in float32.
     """
     x_cast = x.astype(matrix.dtype)
     if not transposed or matrix.dtype == jnp.bfloat16:
         return jnp.matmul(x_cast, matrix, preferred_element_type=x.dtype)
-    # Without the barrier the transposition would be fused into the product again.
+    # Without the barrier XLA would fuse the transposition into the product again.
     rows = jax.lax.optimization_barrier(matrix.T)
     contract = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x_cast, rows, contract, preferred_element_type=x.dtype)

@@ -1,4 +1,4 @@
-"""Which platform a program is traced for: the one place that asks."""
+"""The platform that a program is traced for; no other module asks JAX."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +15,22 @@ def current() -> str:
 
 
 def is_cpu() -> bool:
-    """Whether programs are traced for a CPU, which has forms of its own for most products."""
+    """Return whether programs are traced for a CPU, where most products have special forms."""
     return current() == "cpu"
 
 
 @contextmanager
 def target(name: str) -> Iterator[None]:
-    """Trace for another platform than the one JAX runs on: to compile for a device that is absent, or in tests.
+    """Trace for another platform than the one JAX runs on: to compile for an absent device, or in tests.
 
-    JAX does not know of this setting, so a function that was jitted outside is not traced again inside: make new
+    JAX's caches ignore this setting, so a function that was jitted outside is not traced again inside: make new
     functions within the context.
 
+    Args:
+      name: "cpu", "gpu" or "tpu".
+
     Raises:
-      ValueError: if `name` is not "cpu", "gpu" or "tpu".
+      ValueError: if `name` is another.
     """
     if name not in ("cpu", "gpu", "tpu"):
         raise ValueError(f"unknown platform {name!r}: use cpu, gpu or tpu")

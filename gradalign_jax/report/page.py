@@ -1,73 +1,70 @@
-"""One HTML page with every table and figure, notes and provenance; nothing in it is loaded from elsewhere."""
+"""One HTML page with every table and figure, notes and provenance; it loads nothing from elsewhere."""
 
 import base64
-import re
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gradalign_jax.report.departures import departures
-from gradalign_jax.report.ink import Figure
+from gradalign_jax.paper import DATASET_NAMES, METHOD_NAMES
+from gradalign_jax.report.cells import Cell, Table
+from gradalign_jax.report.differences import differences
 from gradalign_jax.report.runs import Damaged, Run
-from gradalign_jax.report.tables import METHODS, NAMES, Cell, Table
+from gradalign_jax.report.style import Figure
+from gradalign_jax.report.text import as_html
 
 STYLE = Path(__file__).with_name("page.css")
+DPI = 144  # of the PNGs: 1.5 times CSS's 96, sharp on most screens
+_NOTES = 4  # parts of a row's note that are shown before a click
+_PATHS = 4  # runs that are listed with a warning
 
-_NOTES = 4  # so many parts of a row's note are shown at once
-DPI = 144  # of the PNGs: one and a half of a page's own, so that they are sharp
 
-
-class Drawn(NamedTuple):
-    """A figure's two PNG files' bytes, for light and dark pages; None where nothing was measured."""
+class Drawing(NamedTuple):
+    """A figure and its two PNGs, for light and dark pages; None where nothing was measured."""
 
     figure: Figure
     light: bytes | None
     dark: bytes | None
 
 
-def _text(text: str) -> str:
-    """Escaped, with subscripts set as such."""
-    return re.sub(r"(ᾱ|L|Ψ)_(Δx|c̃|c\*|m\(x\)|[xyαc])", r"\1<sub>\2</sub>", escape(text))
-
-
-def _cell(cell: Cell, judged: bool) -> str:
-    if not cell.values:
-        printed = f'<span class="paper">{escape(cell.theirs())}</span>' if cell.printed else ""
+def _cell(cell: Cell, has_z: bool) -> str:
+    printed = f'<span class="paper">{as_html(cell.paper_text())}</span>' if cell.printed else ""
+    if cell.is_missing:
         return f'<td class="missing"><span class="ours">missing</span>{printed}</td>'
     grade = "" if cell.z is None else (" near" if abs(cell.z) <= 2 else " off" if abs(cell.z) <= 4 else " far")
-    mean, _, n = cell.ours().rpartition(" (")
-    distance = f'<span class="z{grade}">{escape(cell.distance())}</span>' if judged else ""
-    printed = f'<span class="paper">{escape(cell.theirs())}</span>'
-    return f'<td><span class="ours">{escape(mean)}<small> n={n[:-1]}</small></span>{printed}{distance}</td>'
+    z = f'<span class="z{grade}">{as_html(cell.z_text())}</span>' if has_z else ""
+    ours = as_html(cell.measured_text())
+    if cell.text is None:
+        mean, _, n = cell.measured_text().rpartition(" (")
+        ours = f"{as_html(mean)}<small> n={as_html(n[:-1])}</small>"
+    return f'<td><span class="ours">{ours}</span>{printed}{z}</td>'
 
 
 def _folded(note: str) -> str:
-    """A note, its end hidden behind a click where it is long."""
+    """Return a note, the end of a long one hidden behind a click."""
     parts = note.split("; ")
     if len(parts) <= _NOTES:
-        return escape(note)
+        return as_html(note)
     shown, hidden = ("; ".join(some) for some in (parts[: _NOTES - 1], parts[_NOTES - 1 :]))
     more = f"and {len(parts) - _NOTES + 1} more"
-    return f"{escape(shown)} <details><summary>{more}</summary>{escape(hidden)}</details>"
+    return f"{as_html(shown)} <details><summary>{more}</summary>{as_html(hidden)}</details>"
 
 
-def table(content: Table) -> str:
-    """A table; rows without any measurement are set small."""
-    head = "".join(f"<th>{_text(heading)}</th>" for heading in content.headings)
-    judged = any(cell.z is not None for row in content.rows for cell in row.cells)
+def _table(content: Table) -> str:
+    """Return a table, rows without any measurement set small."""
+    head = "".join(f"<th>{as_html(heading)}</th>" for heading in content.headings)
+    has_z = any(cell.z is not None for row in content.rows for cell in row.cells)
     lines = []
     for row in content.rows:
         note = f"<small>{_folded(row.note)}</small>" if row.note else ""
-        cells = "".join(_cell(cell, judged) for cell in row.cells)
-        empty = "" if any(cell.values for cell in row.cells) else ' class="empty"'
-        lines.append(f"<tr{empty}><th>{_text(row.label)}{note}</th>{cells}</tr>")
+        cells = "".join(_cell(cell, has_z) for cell in row.cells)
+        empty = ' class="empty"' if all(cell.is_missing for cell in row.cells) else ""
+        lines.append(f"<tr{empty}><th>{as_html(row.label)}{note}</th>{cells}</tr>")
     narrow = ' class="narrow"' if len(content.headings) < 3 else ""
     files = " · ".join(f'<a href="{content.name}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
     return (
-        f'<section id="{content.name}"><h2>{_text(content.title)}</h2><div class="scroll"><table{narrow}>'
+        f'<section id="{content.name}"><h2>{as_html(content.title)}</h2><div class="scroll"><table{narrow}>'
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="legend">{_text(content.legend)} <span class="files">Files: {files}</span></p></section>'
+        f'<p class="legend">{as_html(content.legend)} <span class="files">Files: {files}</span></p></section>'
     )
 
 
@@ -75,55 +72,54 @@ def _inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def figure(drawn: Drawn) -> str:
-    """A figure for light and dark pages, or what it takes to have it."""
-    told = drawn.figure
-    if drawn.light is None:
-        takes = f'<p class="absent">missing: it takes {_text(told.takes)}</p>'
-        return f'<section id="{told.name}" class="without"><h2>{_text(told.title)}</h2>{takes}</section>'
-    width = round(int.from_bytes(drawn.light[16:20]) * 96 / DPI)  # a PNG's width stands in its header
+def _figure(drawing: Drawing) -> str:
+    """Return a figure for light and dark pages, or which runs it requires."""
+    figure = drawing.figure
+    if drawing.light is None:
+        requires = f'<p class="absent">missing: requires {as_html(figure.requires)}</p>'
+        return f'<section id="{figure.name}" class="without"><h2>{as_html(figure.title)}</h2>{requires}</section>'
+    width = round(int.from_bytes(drawing.light[16:20]) * 96 / DPI)  # from the PNG's header
     return (
-        f'<section id="{told.name}"><h2>{_text(told.title)}</h2><figure><picture>'
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_inline(drawn.dark)}">'
-        f'<img alt="{escape(told.title)}" width="{width}" src="{_inline(drawn.light)}"></picture>'
-        f"<figcaption>{_text(told.caption)}</figcaption></figure></section>"
+        f'<section id="{figure.name}"><h2>{as_html(figure.title)}</h2><figure><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{_inline(drawing.dark)}">'
+        f'<img alt="{as_html(figure.title)}" width="{width}" src="{_inline(drawing.light)}"></picture>'
+        f"<figcaption>{as_html(figure.caption)}</figcaption></figure></section>"
     )
 
 
 def _summary(tables: Sequence[Table], runs: Sequence[Run]) -> str:
-    first = {  # a number of the paper's counts once, however many rows stand beside it: the first, which is the longest
+    first = {  # several rows can stand beside one number of the paper: the first counts, of the longest training
         (content.name, row.key, i): cell
         for content in tables
         for row in reversed(content.rows)
         for i, cell in enumerate(row.cells)
+        if cell.printed and cell.text is None
     }
-    cells = [cell for cell in first.values() if cell.printed]
-    measured = [cell for cell in cells if cell.values]
-    judged = [cell for cell in measured if cell.z is not None]
-    near = sum(abs(cell.z) <= 2 for cell in judged)
+    measured = [cell for cell in first.values() if not cell.is_missing]
+    compared = [cell for cell in measured if cell.z is not None]
+    near = sum(abs(cell.z) <= 2 for cell in compared)
     hours = sum(run.result.get("seconds") or 0 for run in runs) / 3600
     facts = [
         (str(len(runs)), "finished runs"),
-        (f"{len(measured)} / {len(cells)}", "of the paper's numbers measured"),
-        (f"{near} / {len(judged)}", "of those with a z within |z| ≤ 2"),
+        (f"{len(measured)} / {len(first)}", "of the paper's results measured"),
+        (f"{near} / {len(compared)}", "of the results with a z have |z| ≤ 2"),
         (f"{hours:.3g} h", "of computing"),
     ]
-    return '<dl class="facts">' + "".join(f"<div><dt>{a}</dt><dd>{escape(b)}</dd></div>" for a, b in facts) + "</dl>"
+    return '<dl class="facts">' + "".join(f"<div><dt>{a}</dt><dd>{as_html(b)}</dd></div>" for a, b in facts) + "</dl>"
 
 
 def _notes(runs: Sequence[Run], damaged: Sequence[Damaged], root: Path) -> str:
-    """What runs warn of, each line once with the runs it holds for, and files that could not be read."""
-    said: dict[str, list[str]] = {}
+    """Return the runs' warnings and notes, each once with its runs, and the damaged files."""
+    found: dict[str, list[str]] = {}
     for run in runs:
         for note in [*(run.result.get("warnings") or ()), *(run.result.get("notes") or ())]:
-            text = note if isinstance(note, str) else str(note)
-            said.setdefault(text, []).append(_short(run.path, root))
+            found.setdefault(str(note), []).append(_short(run.path, root))
     items = []
-    for text, paths in sorted(said.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
-        items.append(f"<li>{escape(text)}<small>{escape(', '.join(paths[:4]))}{more}</small></li>")
+    for text, paths in sorted(found.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(paths) - _PATHS} more" if len(paths) > _PATHS else ""
+        items.append(f"<li>{as_html(text)}<small>{as_html(', '.join(paths[:_PATHS]))}{more}</small></li>")
     broken = [
-        f"<li class='far'>damaged, left out: {escape(str(d.path))}<small>{escape(d.reason)}</small></li>"
+        f"<li class='far'>damaged, left out: {as_html(str(d.path))}<small>{as_html(d.reason)}</small></li>"
         for d in damaged
     ]
     if not items and not broken:
@@ -142,29 +138,9 @@ def _seconds(value: float | None) -> str:
 
 
 def _provenance(runs: Sequence[Run], root: Path) -> str:
-    lines = []
-    for run in runs:
-        method = run.result.get("method")
-        what = METHODS.get(method, method or "") + (" · evaluate" if run.task == "evaluate" else "")
-        what = what if run.task in ("classifier", "evaluate") else run.task
-        epsilon = run.setting("attack.epsilon") if method == "pgd" else None
-        how = "; ".join(departures(run))
-        devices = run.result.get("devices") or []
-        count = f"{len(devices)} × " if len(devices) > 1 else ""
-        command = run.path / "command.txt"
-        path = _short(run.path, root)
-        where = f"<details><summary>{escape(path)}</summary><code>{escape(_command(command))}</code></details>"
-        cells = [
-            escape(NAMES.get(run.dataset, run.dataset)),
-            _text(what) + (f" ε {epsilon:g}" if epsilon else ""),
-            str(run.seed),
-            _seconds(run.result.get("seconds")),
-            escape(f"{count}{devices[0]}" if devices else "–"),
-            f"<small>{escape(how)}</small>",
-            where if command.exists() else escape(path),
-        ]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ("data set", "run", "seed", "time", "device", "other than in the paper", "directory")
+    """Return the table of runs."""
+    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in _provenance_cells(run, root)) + "</tr>" for run in runs]
+    heads = ("data set", "run", "seed", "time", "device", "differences from the paper", "directory")
     head = "".join(f"<th>{name}</th>" for name in heads)
     return (
         f'<section id="runs"><h2>Runs</h2>{_versions(runs)}<div class="scroll"><table class="runs">'
@@ -172,46 +148,82 @@ def _provenance(runs: Sequence[Run], root: Path) -> str:
     )
 
 
+def _provenance_cells(run: Run, root: Path) -> list[str]:
+    method = run.result.get("method")
+    name = METHOD_NAMES.get(method, method or "") + (" · evaluate" if run.task == "evaluate" else "")
+    name = name if run.task in ("classifier", "evaluate") else run.task
+    epsilon = run.setting("attack.epsilon") if method == "pgd" else None
+    devices = [str(device) for device in run.result.get("devices") or []]
+    count = f"{len(devices)} × " if len(devices) > 1 else ""
+    path, command = as_html(_short(run.path, root)), _command(run.path / "command.txt")
+    return [
+        as_html(DATASET_NAMES.get(run.dataset, run.dataset)),
+        as_html(name + (f" ε {epsilon:g}" if epsilon else "")),
+        str(run.seed),
+        _seconds(run.result.get("seconds")),
+        as_html(f"{count}{devices[0]}" if devices else "–"),
+        f"<small>{as_html('; '.join(differences(run)))}</small>",
+        f"<details><summary>{path}</summary><code>{as_html(command)}</code></details>" if command else path,
+    ]
+
+
 def _command(file: Path) -> str:
-    return file.read_text(errors="replace").strip() if file.exists() else ""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _versions(runs: Sequence[Run]) -> str:
-    sets: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for run in runs:
-        versions: Mapping[str, str] = run.result.get("versions") or {}
-        text = ", ".join(f"{name} {version}" for name, version in versions.items())
-        sets[text or "versions not recorded"] = sets.get(text or "versions not recorded", 0) + 1
-    lines = "".join(f"<li>{escape(text)}<small>{count} runs</small></li>" for text, count in sets.items())
+        versions = run.result.get("versions") or {}
+        text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "versions not recorded"
+        counts[text] = counts.get(text, 0) + 1
+    lines = "".join(f"<li>{as_html(text)}<small>{count} runs</small></li>" for text, count in counts.items())
     return f'<ul class="notes">{lines}</ul>'
 
 
 def render(
     *,
     tables: Sequence[Table],
-    figures: Sequence[Drawn],
+    drawings: Sequence[Drawing],
     runs: Sequence[Run],
     damaged: Sequence[Damaged],
     root: Path,
     command: str,
     when: str,
 ) -> str:
-    """The whole page."""
-    first, *others = figures
+    """Return the page.
+
+    Args:
+        tables: All tables.
+        drawings: All figures; the first comes before the tables.
+        runs: All runs.
+        damaged: Result files that could not be used.
+        root: Directory to which paths are relative.
+        command: The command that makes this report.
+        when: Its date and time.
+
+    Returns:
+        HTML that needs no other file, but for links to the tables' files.
+    """
+    first, *others = drawings
+    style = STYLE.read_text(encoding="utf-8")
     entries = [(content.name, content.title) for content in tables]
-    entries += [(drawn.figure.name, drawn.figure.title) for drawn in others]
+    entries += [(drawing.figure.name, drawing.figure.title) for drawing in others]
     entries += [("notes", "Notes"), ("runs", "Runs")]
-    index = "".join(f'<a href="#{name}">{escape(title.partition(" · ")[0])}</a>' for name, title in entries)
-    sections = [figure(first), *map(table, tables), *map(figure, others)]
+    index = "".join(f'<a href="#{name}">{as_html(title.partition(" · ")[0])}</a>' for name, title in entries)
+    sections = [_figure(first), *map(_table, tables), *map(_figure, others)]
     sections += [_notes(runs, damaged, root), _provenance(runs, root)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>gradalign_jax report</title><style>{STYLE.read_text()}</style></head><body><header>"
+        f"<title>gradalign_jax report</title><style>{style}</style></head><body><header>"
         "<p class='kicker'>gradalign_jax</p><h1>In which direction do gradients of robust classifiers point?</h1>"
         "<p class='lead'>Measured here, beside the numbers of <em>Quantifying the Preferential Direction of the Model "
         "Gradient in Adversarial Training With Projected Gradient Descent</em> (Lanfredi, Schroeder, Tasdizen).</p>"
         f"{_summary(tables, runs)}<nav>{index}</nav></header><main>{''.join(sections)}</main>"
-        f"<footer><code>{escape(command)}</code><br>{escape(when)}</footer></body></html>\n"
+        f"<footer><code>{as_html(command)}</code><br>{as_html(when)}</footer></body></html>\n"
     )

@@ -1,15 +1,15 @@
-"""A classifier run's outcome: the content of result.json, and the table that is printed beside the paper's numbers."""
+"""The content of result.json, and a classifier's table beside the paper's numbers."""
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from gradalign_jax import __version__, paper
-from gradalign_jax.evaluation.results import ALPHAS
 from gradalign_jax.ops import precision
+from gradalign_jax.paper import ALPHAS
 
 _ROWS = {
     "accuracy": "accuracy",
@@ -25,14 +25,33 @@ _ROWS = {
 
 
 def versions() -> dict[str, str]:
-    """Of what computed a result."""
+    """Return the versions of this package, Python and the packages that compute a result."""
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     return {"gradalign_jax": __version__, "python": platform.python_version(), **packages}
 
 
 def precisions(config: ConfigDict) -> dict[str, str]:
-    """The precision of each kind of product in a run, as its platform has it."""
+    """Return the precision of each kind of product in a run on this platform."""
     return {**{part: precision.resolve(name) for part, name in config.precision.items()}, "reported": "float32"}
+
+
+def provenance(config: ConfigDict, *, seconds: float, devices: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
+    """Return the last six entries of every task's result: how, on what and from which config it was computed.
+
+    Args:
+      config: of the run.
+      seconds: how long it worked.
+      devices: their kinds.
+      notes: remarks for the reader of the result.
+    """
+    return {
+        "seconds": seconds,
+        "devices": list(devices),
+        "versions": versions(),
+        "precision": precisions(config),
+        "notes": list(notes),
+        "config": config.to_dict(),
+    }
 
 
 def classifier_result(
@@ -45,9 +64,14 @@ def classifier_result(
     devices: list[str],
     notes: list[str],
 ) -> dict[str, Any]:
-    """What result.json holds: numbers as measured (`evaluation.results.summarize`), None where nothing was.
+    """Return the content of result.json.
 
-    `run` is the config that trained the classifier: `config` itself, or that of the run which was evaluated.
+    Args:
+      config: of the task.
+      run: the config that trained the classifier: `config` itself, or that of the evaluated run.
+      measured: the numbers of `evaluation.results.summarize`, None where nothing was measured.
+      best: the selected epoch.
+      seconds, devices, notes: as in `provenance`.
     """
     return {
         "dataset": run.data.name,
@@ -55,17 +79,12 @@ def classifier_result(
         "seed": run.seed,
         **measured,
         "best": dict(best),
-        "seconds": seconds,
-        "devices": devices,
-        "versions": versions(),
-        "precision": precisions(config),
-        "notes": notes,
-        "config": config.to_dict(),
+        **provenance(config, seconds=seconds, devices=devices, notes=notes),
     }
 
 
 def table(outcome: Mapping[str, Any]) -> str:
-    """Measured numbers beside the paper's (Tables 2 and S2), for a terminal."""
+    """Return the measured numbers beside the paper's (Tables 2 and S2), for a terminal."""
     numbers = paper.numbers(outcome["dataset"], outcome["method"])
     values = {"accuracy": outcome["accuracy"], **outcome["epsilon_half"], **{a: outcome[a] for a in ALPHAS}}
     lines = [

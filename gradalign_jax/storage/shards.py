@@ -1,10 +1,10 @@
-"""Arrays that take days to make, on disk: written shard by shard, never trusted when read back.
+"""Arrays that take days to compute, on disk: written shard by shard and verified when read.
 
-    identity.json        what the arrays are a function of
-    00000.safetensors    shard 0, the rows 0 ... size - 1 of every array, with its hash; and so on
+    identity.json        everything that the arrays depend on
+    000000.safetensors   shard 0, the rows 0 ... size - 1 of every array, with its hash; and so on
 
-A shard is a function of the identity and its number. Work that is killed and started again makes the shards that are
-missing or damaged, and ends in the same bytes.
+A shard is a function of the identity and its number. A run that is killed and started again computes the missing and
+damaged shards, and ends in the same bytes.
 """
 
 import json
@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from gradalign_jax import config_keys
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage import weights
-from gradalign_jax.storage.workdir import write_atomically
+from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
+from gradalign_jax.storage.records import seal, unseal
 
 
 class Store:
     """The shards in a folder.
 
-    folder: where they are. identity: what they are a function of, with "rows", their number in all, and "shard", the
-    rows of each (the last may have fewer).
+    Args:
+      folder: where they are.
+      identity: everything they depend on, with "rows", the number of rows in all, and "shard", the rows of a shard
+        (the last may have fewer).
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
@@ -32,19 +36,23 @@ class Store:
 
     @property
     def shards(self) -> int:
-        """How many shards there are when it is whole."""
+        """The number of shards of the complete store."""
         return -(-self.identity["rows"] // self.identity["shard"])
 
     def missing(self) -> list[int]:
-        """The numbers of the shards that are to be made; a damaged one is named, and among them."""
+        """Return the numbers of the missing and damaged shards; damaged ones are logged."""
         return [number for number in range(self.shards) if self._shard(number) is None]
 
     def write(self, number: int, **arrays: np.ndarray) -> None:
-        """Writes one shard: arrays with a row for each of its rows."""
-        weights.write(self._file(number), arrays)
+        """Write one shard, its rows of every array.
+
+        Raises:
+          RunError: if it cannot be written.
+        """
+        weights.write(self._file(number), arrays, shard=number)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Every array, whole.
+        """Return every array.
 
         Raises:
           RunError: if a shard is missing or damaged.
@@ -54,7 +62,7 @@ class Store:
         if missing:
             raise RunError(
                 f"{self.folder} lacks {len(missing)} of its {self.shards} shards, the first is {missing[0]}: type the "
-                "command that makes it again, it goes on where it was"
+                "command of that project run again to resume it"
             )
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -66,18 +74,20 @@ class Store:
         if not file.exists():
             return None
         try:
-            return weights.read(file)[0]
+            arrays, about = weights.read(file)
+            if about.get("shard", number) != number:
+                raise RunError(f"{file} holds shard {about['shard']}")
+            return arrays
         except RunError:
-            logging.warning("%s is damaged: the project run makes it again", file)
+            logging.warning("%s is damaged: the project run computes it again", file)
             return None
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> Store:
-    """The store in `folder`, made if there is none.
+    """Return the store in `folder`, created if there is none; the caller is its only writer.
 
     Raises:
-      RunError: if the folder holds what is a function of something else (the fields that differ are named), or cannot
-        be written.
+      RunError: if the folder holds a store of another identity (the differing fields are named), or cannot be written.
     """
     identity = json.loads(json.dumps(dict(identity)))
     try:
@@ -85,20 +95,17 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> Store:
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; choose another --workdir") from error
     if not (folder / "identity.json").exists():
-        write_atomically(folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True))
+        write_atomically(folder / "identity.json", json.dumps(seal(identity), indent=1, sort_keys=True))
+    remove_temporary_files(folder)
     found = find(folder)
-    changed = [
-        f"{key} ({found.identity.get(key)!r} -> {identity.get(key)!r})"
-        for key in sorted(found.identity.keys() | identity.keys())
-        if found.identity.get(key) != identity.get(key)
-    ]
+    changed = config_keys.changes(found.identity, identity)
     if changed:
-        raise RunError(f"{folder} was made with another {', '.join(changed)}: choose another --workdir")
+        raise RunError(f"{folder} was made with another {config_keys.described(changed)}: choose another --workdir")
     return found
 
 
 def find(folder: Path) -> Store:
-    """The store that is in `folder`, finished or not.
+    """Return the store in `folder`, complete or not.
 
     Raises:
       RunError: if there is none, or its identity is damaged.
@@ -106,10 +113,12 @@ def find(folder: Path) -> Store:
     file = folder / "identity.json"
     try:
         identity = json.loads(file.read_text())
+        if "digest" in identity:  # stores of older runs have none
+            identity = unseal(identity)
         if not identity["rows"] >= 0 < identity["shard"]:
             raise ValueError("no size")
     except FileNotFoundError as error:
         raise RunError(f"{file} is missing: give the directory of a project run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged: remove {folder}, and make it again") from error
+        raise RunError(f"{file} is damaged: remove {folder}, and type the command of that project run again") from error
     return Store(folder, identity)

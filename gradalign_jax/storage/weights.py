@@ -1,4 +1,4 @@
-"""Trained weights as one safetensors file, for other runs and other programs to read; no pickle."""
+"""Trained weights as one safetensors file, readable by other runs and programs; no pickle."""
 
 import hashlib
 import json
@@ -14,11 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gradalign_jax.errors import RunError
-from gradalign_jax.storage.workdir import write_atomically
+from gradalign_jax.storage.atomic import write_atomically
+from gradalign_jax.storage.records import seal, unseal
+
+_SEAL = "seal"  # the digest of the description; "digest" is that of the arrays
 
 
 def digest(tree: Mapping[str, Any]) -> str:
-    """A hash of names, shapes, types and values of a nested dict of arrays."""
+    """Return a hash of the names, shapes, types and values of a nested dict of arrays."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, value in sorted(traverse_util.flatten_dict(tree, sep="/").items()):
         array = np.ascontiguousarray(value)
@@ -28,7 +31,12 @@ def digest(tree: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, tree: Mapping[str, Any], **described: Any) -> str:
-    """Writes a nested dict of arrays, and what describes it (JSON values), atomically; returns its digest.
+    """Write a nested dict of arrays and its description atomically; return the digest of the arrays.
+
+    Args:
+      path: the file.
+      tree: arrays, on the host or on a device.
+      described: the description, JSON values.
 
     Raises:
       RunError: if the file cannot be written.
@@ -37,15 +45,16 @@ def write(path: Path, tree: Mapping[str, Any], **described: Any) -> str:
     name = digest(tree)
     flat = traverse_util.flatten_dict(tree, sep="/")
     # One entry: the order of several is random, and equal contents should be equal bytes.
-    write_atomically(path, save(flat, metadata={"described": json.dumps({**described, "digest": name})}))
+    about = seal({**described, "digest": name}, _SEAL)
+    write_atomically(path, save(flat, metadata={"described": json.dumps(about)}))
     return name
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The nested dict of arrays of `write`, and what describes it, its "digest" included.
+    """Return the arrays that `write` wrote, and their description with their "digest".
 
     Raises:
-      RunError: if the file is missing, damaged, or none of `write`'s.
+      RunError: if the file is missing, damaged, or was not written by `write`.
     """
     if not os.path.isfile(path):
         raise RunError(f"{path} is missing: let the run that trains it finish, or correct the directory")
@@ -57,6 +66,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): train it again, or restore the file") from error
     tree = traverse_util.unflatten_dict(flat, sep="/")
+    if _SEAL in described:  # files of older runs have none
+        described = unseal(described, _SEAL) or {"digest": None}
     if described["digest"] != digest(tree):
         raise RunError(f"{path} is damaged or was not written by gradalign_jax: its hash differs; train it again")
     return tree, described

@@ -1,12 +1,15 @@
 """A run's directory: the only file that writes one.
 
     config.json          the resolved config
-    checkpoints/N/       Orbax; N.json beside it holds the run's seconds and the hashes that make step N count as saved
+    checkpoints/N/       Orbax; N.json beside it holds the run's seconds and the hashes of step N, which is saved once
+                         this file exists
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
     evaluation.jsonl     finished points of the final evaluation
-    result.json, *.png   the outcome; pictures.npz holds what the pictures show, images.csv a line per test image
+    result.json, *.png   the outcome; pictures.npz holds the arrays behind the pictures, images.csv a line per test
+                         image
 
-Killed at any instant and started again with the same command, a run goes on from the last whole checkpoint.
+Lines and manifests carry a digest; damaged ones are left out, those of older runs without a digest are read. A run
+that is killed resumes from the last intact checkpoint when the same command is typed again.
 """
 
 import fcntl
@@ -16,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +27,25 @@ import jax
 import numpy as np
 from absl import logging
 
+from gradalign_jax import config_keys, stopping
 from gradalign_jax.errors import RunError
+from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
+from gradalign_jax.storage.records import seal, unseal
 
 KEEP = 2
-# Keys that change where, how fast or how visibly a run goes, but not what it computes.
+# Keys that change where, how fast or how visibly a run computes, but not its result.
 FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "train.checkpoint_minutes", "evaluate.block")
+_RESUME = "free space and type the same command again to resume from the last checkpoint"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either absent or whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
-
-
-def _read_json(path: Path, default: Any = None) -> Any:
-    """The content of a JSON file; of a damaged one `default`, or an error that names it."""
-    try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
     except (OSError, ValueError) as error:
-        if default is None:
-            raise RunError(f"{path} is damaged ({error}): remove it, or choose another --workdir") from error
-        return default
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+        raise RunError(f"{path} is damaged ({error}): remove it, or choose another --workdir") from error
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -78,144 +60,222 @@ class Workdir:
     """One run's directory, held by one writer.
 
     Args:
-      path: made if it is missing.
-      config: the resolved config as plain data; a directory of another config is refused, differing keys named.
+      path: created if it is missing.
+      config: the resolved config as plain data; a directory of another config is refused, the differing keys named.
 
     Raises:
-      RunError: if the directory cannot be written, belongs to another config, or has a live writer.
+      RunError: if the directory cannot be written, belongs to another config, or has a live writer. A finished run
+        need not be writable, and its config may lack keys that are newer.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
         self.path = Path(path).absolute()
         self.checkpoints = self.path / "checkpoints"
+        self._board, self._started, self._lock = None, time.monotonic(), None
+        finished = (self.path / "result.json").exists()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held for the life of the run)
         except OSError as error:
-            raise RunError(f"cannot write --workdir={path}: {error.strerror}; choose another one") from error
+            if not finished:
+                raise RunError(f"cannot write --workdir={path}: {error.strerror}; choose another one") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"another process is writing {path}: stop it or choose another --workdir") from error
-        self._board, self._started = None, time.monotonic()
-        try:
-            self._claim(json.loads(json.dumps(config)))
-            self._go_on_from(max((point["seconds"] for point in self.points()), default=0.0))
+            if self._lock:
+                self._hold()
+            self._claim(json.loads(json.dumps(config)), finished)
+            self._count_from(max((point["seconds"] for point in self.points()), default=0.0))
         except RunError:
-            self._lock.close()  # a corrected call in the same process may have it
+            self.close()  # a corrected call in the same process may have it
             raise
 
-    def _claim(self, config: dict[str, Any]) -> None:
+    def _hold(self) -> None:
+        """Take the lock, and remove what killed writers left."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another process is writing {self.path}: stop it or choose another --workdir") from error
+        except OSError as error:
+            logging.warning("cannot lock %s (%s): make sure that one process writes it", self.path, error.strerror)
+            return
+        remove_temporary_files(self.path)
+        remove_temporary_files(self.checkpoints)
+
+    def _claim(self, config: dict[str, Any], finished: bool) -> None:
+        """Record the config, or compare it to the recorded one."""
         file = self.path / "config.json"
-        if file.exists():
-            before, now = (dict(_flatten(tree)) for tree in (_read_json(file), config))
-            changed = [
-                f"{key} ({before.get(key)!r} -> {now.get(key)!r})"
-                for key in sorted(before.keys() | now.keys())
-                if before.get(key) != now.get(key) and key not in FREE_KEYS
-            ]
-            if changed:
-                raise RunError(
-                    f"{self.path} holds a run with another config: {', '.join(changed)}; "
-                    "type that run's command again, or choose another --workdir"
-                )
-        write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
+        try:
+            before = _read_json(file) if file.exists() else None
+        except RunError as error:
+            if not finished:
+                raise
+            logging.warning("%s", error)
+            before = None
+        changed = {} if before is None else config_keys.changes(before, config, FREE_KEYS)
+        if finished:
+            unknown = {key for key, (old, new) in changed.items() if old is None or new is None}
+            if unknown:
+                logging.warning("%s was made without config.%s", self.path, ", config.".join(sorted(unknown)))
+            changed = {key: values for key, values in changed.items() if key not in unknown}
+        if changed:
+            raise RunError(
+                f"{self.path} holds a run with another config: {config_keys.described(changed)}; "
+                "type that run's command again, or choose another --workdir"
+            )
+        if not finished and before != config:
+            write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
 
     def seconds(self) -> float:
-        """How long the run has worked, earlier starts up to what they last saved included."""
+        """Return how long the run has worked, earlier starts up to their last save included."""
         return time.monotonic() - self._started
 
-    def _go_on_from(self, seconds: float) -> None:
-        """Counts what earlier starts took, where that is more than is counted already."""
+    def _count_from(self, seconds: float) -> None:
+        """Add the time of earlier starts, where it is more than is counted already."""
         self._started = min(self._started, time.monotonic() - seconds)
+
+    def saved(self) -> str:
+        """Return what a later start resumes from, in words."""
+        steps, points = self._steps(), len(self.points())
+        shards = len(list((self.path / "store").glob("*.safetensors")))
+        parts = [
+            *([f"training up to step {steps[-1]}"] if steps else []),
+            *([f"{points} points of the evaluation"] if points else []),
+            *([f"{shards} shards of the projection"] if shards else []),
+        ]
+        return f"saved in {self.path}: {', '.join(parts) or 'nothing yet'}"
 
     # ---- checkpoints
 
-    def save(self, step: int, tree: Any) -> None:
-        """Saves a tree of arrays as checkpoint `step`. It counts once its hashes stand beside it."""
+    def save(self, step: int, tree: Any, epoch_open: bool = False) -> None:
+        """Save a tree of arrays as checkpoint `step`, which counts once its manifest is there.
+
+        Args:
+          step: number of finished steps.
+          tree: arrays on the host.
+          epoch_open: whether the epoch that ends here is still to be validated.
+
+        Raises:
+          RunError: if it cannot be written; the checkpoints before it stay.
+        """
         import orbax.checkpoint as ocp
 
-        folder = self.checkpoints / str(step)
+        folder, manifest = self.checkpoints / str(step), self.checkpoints / f"{step}.json"
+        manifest.unlink(missing_ok=True)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder, jax.tree.map(np.asarray, tree), force=True)
+            record = {"seconds": self.seconds(), "files": _hashes(folder)} | (
+                {"epoch_open": True} if epoch_open else {}
+            )
+            write_atomically(manifest, json.dumps(seal(record)))
+        except RunError:  # the manifest
+            self._remove_uncounted()
+            raise
         except (OSError, ValueError) as error:  # Orbax's storage reports a full disk as a ValueError
-            for left in self.checkpoints.glob(f"{step}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            self._remove_uncounted()
             raise RunError(
-                f"cannot write checkpoint {step} in {self.checkpoints}: {str(error).splitlines()[0][:200]}; free space "
-                "and type the same command: the run goes on from the checkpoint before"
+                f"cannot write checkpoint {step} in {self.checkpoints}: {_cause(error)}; {_RESUME}"
             ) from error
-        manifest = {"seconds": self.seconds(), "files": _hashes(folder)}
-        write_atomically(self.checkpoints / f"{step}.json", json.dumps(manifest))
         for old in self._steps()[:-KEEP]:
             (self.checkpoints / f"{old}.json").unlink()
-        for entry in self.checkpoints.iterdir():  # those without a manifest, half-written ones among them
+        self._remove_uncounted()
+
+    def _remove_uncounted(self) -> None:
+        """Remove checkpoints without a manifest, half-written ones among them."""
+        for entry in self.checkpoints.iterdir():
             if entry.is_dir() and not entry.with_name(f"{entry.name}.json").exists():
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _steps(self) -> list[int]:
-        return sorted(int(file.stem) for file in self.checkpoints.glob("*.json"))
+        return sorted(int(file.stem) for file in self.checkpoints.glob("*.json") if file.stem.isdecimal())
+
+    def _manifest(self, step: int) -> dict[str, Any] | None:
+        """Return a checkpoint's manifest; None if it is damaged."""
+        try:
+            record = json.loads((self.checkpoints / f"{step}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if isinstance(record, dict) and record.keys() == {"seconds", "files"}:  # an older run's, without a digest
+            return record if isinstance(record["seconds"], int | float) else None
+        return unseal(record)
 
     def restore(self, like: Any) -> Any | None:
-        """The newest whole checkpoint in the structure of `like`, or None. Names damaged ones and goes past them."""
+        """Return the newest intact checkpoint in the structure of `like`, or None; damaged ones are named and skipped.
+
+        Raises:
+          RunError: if there are checkpoints and all are damaged.
+        """
         import orbax.checkpoint as ocp
 
         for step in reversed(self._steps()):
-            folder = self.checkpoints / str(step)
-            manifest = _read_json(self.checkpoints / f"{step}.json", default={})
-            if _hashes(folder) != manifest.get("files"):
+            folder, manifest = self.checkpoints / str(step), self._manifest(step)
+            if manifest is None or _hashes(folder) != manifest["files"]:
                 logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
                 continue
-            self._go_on_from(manifest["seconds"])
+            self._count_from(manifest["seconds"])
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
         if self._steps():
             raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
         return None
 
+    def epoch_open(self, step: int) -> bool:
+        """Return whether checkpoint `step` was saved before the validation of the epoch that ends there."""
+        return bool((self._manifest(step) or {}).get("epoch_open"))
+
     # ---- metrics and results
 
-    def open_metrics(self, step: int) -> None:
-        """Drops the metrics after `step`, those of work that a kill undid, and opens for more."""
+    def open_metrics(self, step: int, epoch_open: bool = False) -> None:
+        """Drop the metrics after `step`, whose work a kill undid, and open for more.
+
+        Args:
+          step: the last one that counts.
+          epoch_open: whether the epoch that ends at `step` is still to be validated; drops its validation too.
+        """
         from tensorboardX import SummaryWriter
 
-        kept = [line for line in self._lines("metrics.jsonl") if line["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        undone = step if epoch_open else step + 1
+        kept = [line for line in self.history() if line["step"] < (undone if "epoch" in line else step + 1)]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(seal(line)) + "\n" for line in kept))
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def metrics(self, step: int, **values: float) -> None:
-        """One line of metrics.jsonl, and the same scalars for TensorBoard."""
-        self._append("metrics.jsonl", {"step": step, **values})
+        """Append one line to metrics.jsonl, and the same scalars for TensorBoard.
+
+        Raises:
+          RunError: if they cannot be written.
+        """
+        self._append("metrics.jsonl", seal({"step": step, **values}))
         if not self._board_writes():  # its queue would fill up, and then block for ever
-            raise RunError(
-                f"cannot write {self.path / 'tensorboard'}: free space and type the same command: the run goes on from "
-                "its last checkpoint"
-            )
+            raise RunError(f"cannot write {self.path / 'tensorboard'}: {_RESUME}")
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
 
     def _board_writes(self) -> bool:
-        """Whether the thread that writes TensorBoard's files is alive; it dies of a full disk without telling."""
+        """Return whether the thread that writes TensorBoard's files is alive; a full disk ends it silently."""
         return self._board.file_writer.event_writer._worker.is_alive()
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return self._lines("metrics.jsonl")
+        """Return the lines of metrics.jsonl, without damaged ones; their number is logged."""
+        found = self._lines("metrics.jsonl")
+        lines = [unseal(line) or _older_metrics(line) for line in found]
+        intact = [line for line in lines if line is not None]
+        if len(intact) < len(lines):
+            logging.warning("%s: left out %d damaged lines", self.path / "metrics.jsonl", len(lines) - len(intact))
+        return intact
 
     def points(self) -> list[dict[str, Any]]:
-        """The finished points of the evaluation, those left out whose line is damaged."""
-        lines = ({"digest": "", **line} for line in self._lines("evaluation.jsonl"))
-        return [line for line in lines if line.pop("digest") == _digest(line)]
+        """Return the finished points of the evaluation, without damaged lines."""
+        return [point for line in self._lines("evaluation.jsonl") if (point := unseal(line)) is not None]
 
     def remembered(self) -> Callable[..., Any]:
-        """`value(measure, epsilon, first, compute)`: what an earlier start recorded, else computed and recorded now."""
+        """Return `value(measure, epsilon, first, compute)`: the recorded value, else `compute()`, recorded now."""
         done = {(p["measure"], p.get("epsilon"), p.get("first")): p["value"] for p in self.points()}
 
         def value(measure: str, epsilon: float | None, first: int, compute: Callable[[], Any]) -> Any:
             key = (measure, epsilon, first)
             if key not in done:
+                stopping.check()
                 done[key] = compute()
                 self.point(measure=measure, epsilon=epsilon, first=first, value=done[key])
             return done[key]
@@ -223,13 +283,12 @@ class Workdir:
         return value
 
     def forget_points(self) -> None:
-        """Drops the evaluation's points: they belong to another classifier."""
+        """Drop the evaluation's points, which belong to another classifier."""
         (self.path / "evaluation.jsonl").unlink(missing_ok=True)
 
     def point(self, **values: Any) -> None:
-        """Records one finished point of the evaluation."""
-        values = json.loads(json.dumps({"seconds": round(self.seconds(), 3), **values}))
-        self._append("evaluation.jsonl", {**values, "digest": _digest(values)})
+        """Record one finished point of the evaluation."""
+        self._append("evaluation.jsonl", seal({"seconds": round(self.seconds(), 3), **values}))
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         try:
@@ -241,31 +300,56 @@ class Workdir:
                     torn = False
                 file.write(b"\n" * torn + json.dumps(values).encode() + b"\n")
         except OSError as error:
-            raise RunError(
-                f"cannot write {self.path / name}: {error.strerror}; free space and type it again"
-            ) from error
+            raise RunError(f"cannot write {self.path / name}: {error.strerror}; {_RESUME}") from error
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
+    def _lines(self, name: str) -> list[Any]:
+        """Return the parsed lines of a file; None for one that cannot be parsed."""
         file = self.path / name
-        lines = []
-        for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # the torn line of a killed writer
-                continue
-        return [line for line in lines if isinstance(line, dict)]
+        return [_parsed(text) for text in file.read_bytes().splitlines()] if file.exists() else []
 
     def result(self) -> dict[str, Any] | None:
-        """The finished run's result.json, or None."""
+        """Return the finished run's result.json, or None."""
         file = self.path / "result.json"
         return _read_json(file) if file.exists() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes result.json: the run is done."""
+        """Write result.json: the run is done."""
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
 
     def close(self) -> None:
-        """Lets another writer in."""
+        """Let another writer in."""
         if self._board is not None and self._board_writes():
             self._board.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # the torn line of a killed writer, or a damaged one
+        return None
+
+
+def _older_metrics(line: Any) -> dict[str, Any] | None:
+    """Return a line of metrics written before lines had digests; None for anything else."""
+    numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
+    return line if numbers and isinstance(line.get("step"), int) else None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Orbax from logging the traceback of each of its threads: what it raises is reported in one line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _cause(error: Exception) -> str:
+    """Return why a checkpoint cannot be written, from Orbax's long account."""
+    if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):  # TensorStore's name for a full disk
+        return "No space left on device"
+    return str(error).splitlines()[0][:200]

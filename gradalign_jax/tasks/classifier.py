@@ -18,6 +18,7 @@ from gradalign_jax.models import pretrained
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.result import classifier_result, table
 from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.terminal import progress_bar
 from gradalign_jax.training import loop
 
 
@@ -77,37 +78,33 @@ class ClassifierRun:
 
     def chunk(self, length: int):
         """Build the training program of `length` steps, on all devices."""
-        config, estimate = self.config, self.delta_x
-
-        def step(state, batch, keys, settings):
-            bound = settings.get("delta_x")
-            method_step = training.make_step(
-                self.classifier,
-                create_optimizer(config),
-                config.method,
-                delta_x=bound,
-                attack=self.subject.training_attack() if config.method == "pgd" else None,
-                attack_precision=config.precision.attack,
-                training_precision=config.precision.training,
-                mean=parallel.mean,
-            )
-            return method_step(state, batch, keys, settings)
-
+        config = self.config
+        step = training.make_step(
+            self.classifier,
+            create_optimizer(config),
+            config.method,
+            attack=self.subject.training_attack() if config.method == "pgd" else None,
+            attack_precision=config.precision.attack,
+            training_precision=config.precision.training,
+            mean=parallel.mean,
+        )
         source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(Stream.ORDER))
         chunk = training.make_chunk(step, source, length, config.train.batch_size, parallel.mine)
         program = parallel.pmap(chunk, self.devices, in_axes=(0, 0, None, 0), donate_argnums=(0,))
-        settings = {
-            "baseline": {},
-            "align": {"weight": np.float32(config.align.weight), "delta_x": estimate and estimate.delta_x},
-            "pgd": {name: np.float32(config.attack[name]) for name in ("epsilon", "step_size")},
-        }[config.method]
         images = self.dataset.splits["train"] if self.dataset.sample is None else np.zeros(0, np.float32)
-        images, settings = parallel.replicate((images, settings), self.devices)
-        return partial(self._call, program, images, self.stream(Stream.STEP), settings)
+        images, inputs = parallel.replicate((images, self.inputs()), self.devices)
+        key = self.stream(Stream.STEP)
+        return lambda state: program(state, images, key, inputs)
 
-    @staticmethod
-    def _call(program, images, key, settings, state):
-        return program(state, images, key, settings)
+    def inputs(self) -> training.StepInputs:
+        """Return what the configured method's step reads, on the host."""
+        config = self.config
+        if config.method == "align":
+            return training.StepInputs(weight=np.float32(config.align.weight), delta_x=self.delta_x.delta_x)
+        if config.method == "pgd":
+            sizes = {name: np.float32(config.attack[name]) for name in ("epsilon", "step_size")}
+            return training.StepInputs(**sizes)
+        return training.StepInputs()
 
     def train(self) -> Best:
         """Train from the last checkpoint, or from step 0, and return the selected epoch."""
@@ -158,7 +155,7 @@ class ClassifierRun:
         value, variables = self.workdir.remembered(), parallel.replicate(best.variables, self.devices)
         grid = (0.0, *self.config.validate.epsilons)
         errors = []
-        for epsilon in tqdm(grid, unit="ε", desc="validation, whole grid", dynamic_ncols=True):
+        for epsilon in progress_bar(grid, unit="ε", desc="validation, whole grid"):
             errors.append(value("validation", epsilon, 0, partial(self.validation_error, variables, epsilon)))
         return {
             "epoch": int(best.epoch),

@@ -20,7 +20,7 @@ from gradalign_jax.experiment.subject import create_classifier
 from gradalign_jax.models import biggan
 from gradalign_jax.ops import precision
 from gradalign_jax.storage import pictures, weights
-from gradalign_jax.storage.result import precisions, versions
+from gradalign_jax.storage.result import provenance
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.training import gan, loop
 from gradalign_jax.types import Classifier, Variables
@@ -142,7 +142,8 @@ class GanRun:
         length = loop.chunk_length(math.gcd(self.per_epoch, config.gan.sample_every), config.train.log_every)
 
         def draw(period: int, state: gan.GanState, best: tuple, bar: tqdm) -> tuple:
-            self.draw(parallel.first(state))
+            with pictures.optional():
+                self.draw(parallel.first(state))
             return best
 
         state, _ = loop.train(
@@ -222,7 +223,8 @@ class GanRun:
             dataset=config.data.name,
             config=config.to_dict(),
         )
-        self.draw(state)
+        with pictures.optional():
+            self.draw(state)
         return {
             "dataset": config.data.name,
             "task": "gan",
@@ -233,12 +235,12 @@ class GanRun:
             "losses": last_losses(self.workdir),
             "collapse": {"raw": self.check(state.generator), "ema": self.check(state.ema)},
             "digest": digest,
-            "seconds": self.workdir.seconds(),
-            "devices": [device.device_kind for device in self.devices],
-            "versions": versions(),
-            "precision": precisions(self.config),
-            "notes": self.notes,
-            "config": config.to_dict(),
+            **provenance(
+                self.config,
+                seconds=self.workdir.seconds(),
+                devices=[device.device_kind for device in self.devices],
+                notes=self.notes,
+            ),
         }
 
 

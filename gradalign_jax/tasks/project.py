@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from gradalign_jax import alignment, data, memory, paper, parallel
 from gradalign_jax.data import pipeline
@@ -21,8 +20,9 @@ from gradalign_jax.experiment.subject import a_few
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import precision
 from gradalign_jax.storage import pictures, shards, weights
-from gradalign_jax.storage.result import precisions, versions
+from gradalign_jax.storage.result import provenance
 from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Array, Estimate
 
 _PICTURED = 10  # images in the picture, with at least two per class
@@ -138,7 +138,7 @@ class ProjectRun:
         limits = "config.project.block", self.block, self.devices[0], " in another --workdir"
         todo = sum(min(self.block, total - shard * self.block) for shard in missing)
         program, image_hash, pending = self.program(), artifacts.image_hashes(pairs.images), None
-        with tqdm(total=total, initial=total - todo, unit="pair", desc="projecting", dynamic_ncols=True) as bar:
+        with progress_bar(total=total, initial=total - todo, unit="pair", desc="projecting") as bar:
 
             def finish(shards: list[int], result: tuple[Array, Array]) -> None:
                 with memory.limited_by(*limits):
@@ -191,14 +191,15 @@ class ProjectRun:
             "similarity": float(similarity.mean()) if known else None,
             "similarity_sd": float(similarity.std()) if known else None,
             "traces": self.traces,
-            "seconds": self.workdir.seconds(),
-            "devices": [device.device_kind for device in self.devices],
-            "versions": versions(),
-            "precision": precisions(self.config),
-            "notes": list(self.dataset.notes),
-            "config": self.config.to_dict(),
+            **provenance(
+                self.config,
+                seconds=self.workdir.seconds(),
+                devices=[device.device_kind for device in self.devices],
+                notes=self.dataset.notes,
+            ),
         }
-        self.draw(estimate)
+        with pictures.optional():
+            self.draw(estimate)
         return result
 
     def losses(self) -> dict[str, dict[str, float]]:
@@ -252,7 +253,7 @@ class ProjectRun:
         arrays = {"image": image, "label": label, "projected": columns}
         if self.dataset.delta_x is not None:
             arrays["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
-        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
+        pictures.write_arrays(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:

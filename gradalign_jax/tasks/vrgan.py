@@ -18,7 +18,7 @@ from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.experiment.subject import a_few
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import pictures, weights
-from gradalign_jax.storage.result import precisions, versions
+from gradalign_jax.storage.result import provenance
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.training import loop, vrgan
 from gradalign_jax.types import Classifier
@@ -205,7 +205,7 @@ class VRGANRun:
         pictures.draw_rows(self.workdir.path / "residuals.png", {"x": image, "x̂′": image + residual}, vectors, order)
         arrays = {"image": image, "label": label, "estimate": residual}
         arrays |= {"delta_x": vectors["Δx"]} if "Δx" in vectors else {}
-        np.savez_compressed(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
+        pictures.write_arrays(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
 
     def run(self) -> dict[str, Any]:
         """Train, select, save the generator and measure it; return the content of result.json."""
@@ -213,19 +213,20 @@ class VRGANRun:
         described = {"config": self.config.to_dict(), "epoch": int(best.epoch)}
         weights.write(self.workdir.path / artifacts.GENERATOR, best.generator, **described)
         measured = self.test(best)
-        self.draw(best)
+        with pictures.optional():
+            self.draw(best)
         return {
             "dataset": self.config.data.name,
             "task": "vrgan",
             "seed": self.config.seed,
             **measured,
             "best": {"epoch": int(best.epoch), "loss": float(best.loss)},
-            "seconds": self.workdir.seconds(),
-            "devices": [device.device_kind for device in self.devices],
-            "versions": versions(),
-            "precision": precisions(self.config),
-            "notes": self.notes,
-            "config": self.config.to_dict(),
+            **provenance(
+                self.config,
+                seconds=self.workdir.seconds(),
+                devices=[device.device_kind for device in self.devices],
+                notes=self.notes,
+            ),
         }
 
 

@@ -1,7 +1,7 @@
-"""The three ways of training a classifier, as one pure step each, and many steps as one program.
+"""The three methods of training a classifier, each as one pure step.
 
 baseline: cross-entropy. align: cross-entropy minus λ_α times the alignment (Eq. 9, a double gradient).
-pgd: cross-entropy of adversarial images alone (Eq. 17). None but align looks at input gradients of the clean images.
+pgd: cross-entropy of adversarial images alone (Eq. 17). Only align computes input gradients of the clean images.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,35 @@ import optax
 
 from gradalign_jax import alignment
 from gradalign_jax.ops import precision
-from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Variables
+from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Step, Variables
 
 METHODS = ("baseline", "align", "pgd")
 
 
 class TrainState(NamedTuple):
-    """All that training changes. `step` counts finished steps; every key and the data order derive from it."""
+    """Everything that training changes; `step` counts finished steps, and keys and data order derive from it."""
 
     variables: Variables
     optimizer: optax.OptState
     step: Array
 
 
+class StepInputs(NamedTuple):
+    """What a step reads besides its state and batch: traced data, so that a new value never recompiles.
+
+    weight: λ_α of align.
+    delta_x: Δx of align, a `jax.tree_util.Partial` whose leaves are the arrays it computes from.
+    epsilon, step_size: of the attack of pgd.
+    """
+
+    weight: float | Array | None = None
+    delta_x: DeltaX | None = None
+    epsilon: float | Array | None = None
+    step_size: float | Array | None = None
+
+
 def create_state(classifier: Classifier, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """A fresh state: `classifier.init(key)`, the optimiser's zeros, step 0."""
+    """Return the initial state: variables from `classifier.init(key)`, a fresh optimizer, step 0."""
     variables = classifier.init(key)
     return TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
 
@@ -37,62 +51,66 @@ def make_step(
     optimizer: optax.GradientTransformation,
     method: str,
     *,
-    delta_x: DeltaX | None = None,
     attack: Attack | None = None,
     attack_precision: str = "float32",
     training_precision: str = "float32",
     mean: Callable[[Any], Any] = lambda tree: tree,
-) -> Callable:
-    """Builds `step(state, batch, keys, settings) -> (state, metrics)`.
+) -> Step[TrainState]:
+    """Build `step(state, batch, keys, inputs) -> (state, metrics)`.
+
+    `keys` holds one key per image; `inputs` is a `StepInputs`. Metrics are batch means: `loss`, `error`, and
+    for align `alignment`.
 
     Args:
-      classifier, optimizer: the model's two functions and an optax transformation.
+      classifier: the model.
+      optimizer: an optax transformation.
       method: one of METHODS.
-      delta_x: for align: (image, label, target, index) -> `[B, ...]`.
-      attack: for pgd: as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
-      attack_precision: of the attack's products, one of `precision.NAMES`.
-      training_precision: of the products of losses and parameter updates, float32 or tf32.
-      mean: averages gradients, statistics and metrics over devices; nothing to do on one.
-
-    The step's `keys` hold one key per image; `settings` holds the traced scalars it needs: `weight` (λ_α) for
-    align, `epsilon` and `step_size` for pgd. Metrics are batch means: `loss`, `error`, and `alignment` for align.
+      attack: for pgd, an attack as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
+      attack_precision: precision of the products in the attack, one of `precision.NAMES`.
+      training_precision: precision of the products in losses and updates, float32 or tf32.
+      mean: averages gradients, statistics and metrics over devices; identity on one device.
 
     Raises:
-      ValueError: on an unknown method, or one whose `delta_x` or `attack` is missing.
+      ValueError: if the method is unknown, or pgd has no attack; from the step, if align has no Δx.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {METHODS}")
-    if method == "align" and delta_x is None:
-        raise ValueError("method 'align' needs a Δx for this data set")
     if method == "pgd" and attack is None:
-        raise ValueError("method 'pgd' needs an attack")
+        raise ValueError("method 'pgd' needs an attack: give attack")
 
-    def loss_fn(params, statistics, batch: Batch, settings):
+    def loss_fn(params, statistics, batch: Batch, inputs: StepInputs):
         def apply(image):
             return classifier.apply({"params": params, "batch_stats": statistics}, image, train=True)
 
         metrics = {}
         if method == "align":
-            logits, cosine, statistics = alignment.aligned_forward(apply, delta_x, *batch)
+            assert inputs.delta_x is not None  # checked by the step
+            logits, cosine, statistics = alignment.aligned_forward(apply, inputs.delta_x, *batch)
             metrics["alignment"] = jnp.mean(cosine)
         else:
             logits, statistics = apply(batch.image)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
         if method == "align":
-            loss -= settings["weight"] * metrics["alignment"]
+            assert inputs.weight is not None
+            loss -= inputs.weight * metrics["alignment"]
         metrics |= {"loss": loss, "error": jnp.mean(jnp.argmax(logits, -1) != batch.label)}
         return loss, (metrics, statistics)
 
-    def step(state: TrainState, batch: Batch, keys: Array, settings: dict[str, Array]):
+    def step(state: TrainState, batch: Batch, keys: Array, inputs: StepInputs = StepInputs()):  # noqa: B008
+        if method == "align" and inputs.delta_x is None:
+            raise ValueError("method 'align' needs a Δx: give StepInputs(delta_x=...)")
         variables = state.variables
         if method == "pgd":
+            assert attack is not None  # checked above
+            assert inputs.epsilon is not None
+            assert inputs.step_size is not None
             with precision.scope(attack_precision):
                 logits_fn = classifier.searched(variables, precision.factors(attack_precision))
-                radius = settings["epsilon"], settings["step_size"]
+                radius = inputs.epsilon, inputs.step_size
                 batch = batch._replace(image=attack(logits_fn, keys, batch.image, batch.label, *radius))
         with precision.scope(training_precision):
             gradients, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(
-                variables["params"], variables["batch_stats"], batch, settings
+                variables["params"], variables["batch_stats"], batch, inputs
             )
         gradients, metrics, statistics = mean((gradients, metrics, statistics))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, variables["params"])

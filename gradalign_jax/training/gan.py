@@ -1,14 +1,14 @@
-"""Training the conditional GAN: one iteration as a pure function (paper A.3; the authors' code).
+"""Training of the conditional GAN, one iteration as a pure function (paper A.3; the authors' code).
 
-An iteration is several steps of the discriminator, each on fresh latents and real images, then one of the generator:
+An iteration is several steps of the discriminator, each on new latents and real images, then one of the generator:
 
     discriminator  hinge(real, its class) + hinge(fake, K)
     generator      1.0 · |mean features of fake images - of real ones| + 0.05 · hinge(fake, its class)
 
-with the hinge of Crammer and Singer over K + 1 classes, and the generator's step on the latents and real images of the
-discriminator's last. The authors run both networks twice there, once for each term; here the terms share one pass. That
-leaves out a power iteration between the two, after which σ is the same to rounding once training is under way, and an
-update of running statistics and of u: with four discriminator steps there are five an iteration, theirs are six.
+with the hinge of Crammer and Singer over K + 1 classes. The generator's step uses the latents and real images of the
+discriminator's last step. The authors run both networks twice in it, once for each term; here the terms share one pass.
+This leaves out one power iteration of the spectral norm, which changes σ by rounding alone once training is under way,
+and one update of u and of the running statistics: 5 per iteration with four discriminator steps, where theirs makes 6.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ import optax
 
 from gradalign_jax.models.biggan import Discriminator, Generator, multi_hinge
 from gradalign_jax.ops import precision
-from gradalign_jax.types import Array, Batch, Variables
+from gradalign_jax.types import Array, Batch, Step, Variables
 
 
 class GanState(NamedTuple):
-    """All that training changes. `step` counts finished iterations; every key and the data order derive from it."""
+    """Everything that training changes. `step` counts finished iterations; keys and the data order derive from it."""
 
     generator: Variables
     discriminator: Variables
@@ -35,14 +35,14 @@ class GanState(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The weights of the generator's two terms."""
+    """Weights of the two terms of the generator's loss."""
 
     feature_matching: float = 1.0
     hinge: float = 0.05
 
 
 class Average(NamedTuple):
-    """The moving average of the generator: a copy of it before iteration `start` (from 1), then of this decay."""
+    """The moving average of the generator: a copy until iteration `start` (counted from 1), then with this decay."""
 
     decay: float = 0.9999
     start: int = 1000
@@ -51,15 +51,15 @@ class Average(NamedTuple):
 def create_state(
     generator: Generator, discriminator: Discriminator, optimizer: optax.GradientTransformation, key: Array
 ) -> GanState:
-    """A fresh state: both networks' initial variables, the optimiser's zeros for each, step 0."""
+    """Return the initial state: random variables of both networks, fresh optimizers, step 0."""
     keys = jax.random.split(key)
     g, d = generator.init(keys[0]), discriminator.init(keys[1])
-    optimizers = (optimizer.init(variables["params"]) for variables in (g, d))
+    optimizers = optimizer.init(g["params"]), optimizer.init(d["params"])
     return GanState(g, d, jax.tree.map(jnp.copy, g), *optimizers, jnp.zeros((), jnp.int32))
 
 
 def draw_latents(keys: Array, draw: Array, num_classes: int, latent_dim: int) -> tuple[Array, Array]:
-    """z ~ N(0, I) `[B, latent_dim]` and classes drawn alike `[B]`, from one key per image and the number of a draw."""
+    """Return z ~ N(0, I) `[B, latent_dim]` and uniform classes `[B]`, from one key per image and the draw's number."""
 
     def one(key: Array) -> tuple[Array, Array]:
         latent_key, label_key = jax.random.split(jax.random.fold_in(key, draw))
@@ -69,7 +69,7 @@ def draw_latents(keys: Array, draw: Array, num_classes: int, latent_dim: int) ->
 
 
 def average(ema: Variables, variables: Variables, iteration: Array, settings: Average) -> Variables:
-    """The moving average after `iteration` (from 1) ended with `variables`; statistics and u are averaged alike."""
+    """Return the moving average after `iteration` (counted from 1), of parameters, statistics and u alike."""
 
     def one(old: Array, new: Array) -> Array:
         return jnp.where(iteration < settings.start, new, old + (1 - settings.decay) * (new - old))
@@ -88,20 +88,23 @@ def make_step(
     ema: Average = Average(),  # noqa: B008
     mean: Callable[[Any], Any] = lambda tree: tree,
     products: str = "float32",
-) -> Callable:
-    """Builds `step(state, batch, keys, settings) -> (state, metrics)`, one iteration.
+) -> Step[GanState]:
+    """Build `step(state, batch, keys, settings) -> (state, metrics)`, one iteration.
+
+    The step takes real images `[D, B, ...]`, B for each of D discriminator steps, and B keys; it does not read
+    `settings`. Metrics: `real` and `fake` (the two hinges of the discriminator, means over its steps), `error` (the
+    share of real images that it misclassifies), `feature_matching` and `hinge` (the terms of the generator).
 
     Args:
-      generator, discriminator: as models/biggan.py makes them.
-      optimizer: of either network; each has a state of its own.
-      num_classes, latent_dim: what labels and latents are drawn from.
-      loss, ema: see `Loss` and `Average`.
-      mean: averages over devices; identity on one.
-      products: their precision, one of `precision.NAMES`; the networks are made with its factors.
-
-    The step's `batch` holds real images `[D, B, ...]`, B for each of D discriminator steps; its `keys` one key per
-    image of B. `settings` is not used. Metrics: `real`, `fake` (the discriminator's two hinges, means over its steps),
-    `error` (its share of misclassified real images), `feature_matching` and `hinge` (the generator's terms).
+      generator: the network of models/biggan.py.
+      discriminator: likewise.
+      optimizer: the optimizer of both networks, each with its own state.
+      num_classes: number of classes K.
+      latent_dim: size of a latent.
+      loss: weights of the generator's loss.
+      ema: the moving average of the generator.
+      mean: averages over devices; identity on one device.
+      products: precision of the products, one of `precision.NAMES`; the networks are created with its factors.
     """
 
     def d_loss(params: Any, state: GanState, fake: Array, real: Array, label: Array):
@@ -133,7 +136,7 @@ def make_step(
     def g_loss(params: Any, state: GanState, z: Array, label: Array, real: Array):
         fake, moved = generator.apply({**state.generator, "params": params}, z, label, train=True)
         scores, features, spectral = discriminator.apply(state.discriminator, fake, train=True)
-        # From the same u, so both passes see the same σ: as if they were one, but none backwards for real images.
+        # Both passes start from the same u and so use the same σ, as one pass would; real images need no backward pass.
         _, wanted, _ = discriminator.apply(state.discriminator, real, train=True)
         difference = mean(features.mean(0)) - mean(wanted.mean(0))
         metrics = {"feature_matching": jnp.abs(difference).mean(), "hinge": multi_hinge(scores, label)}
@@ -161,12 +164,13 @@ def make_step(
         draws = jnp.arange(len(batch.label))
 
         def body(state, inputs):
-            return d_step(state, *inputs, keys)
+            draw, real = inputs
+            return d_step(state, draw, real, keys)
 
         with precision.scope(products):
             state, metrics = jax.lax.scan(body, state, (draws, batch))
-            last = jax.tree.map(lambda rows: rows[-1], (draws, batch))
-            state, generator_metrics = g_step(state, *last, keys)
+            draw, real = jax.tree.map(lambda rows: rows[-1], (draws, batch))
+            state, generator_metrics = g_step(state, draw, real, keys)
         return state, {**jax.tree.map(jnp.mean, metrics), **generator_metrics}
 
     return step

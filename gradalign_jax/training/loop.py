@@ -1,4 +1,4 @@
-"""The host's loop over chunks of steps: resume, progress bar, metrics, checkpoints, and the stop on NaN."""
+"""The host's loop over chunks of steps: resume, progress bar, metrics, checkpoints, and the stop on NaN or a signal."""
 
 import math
 import time
@@ -10,25 +10,30 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from gradalign_jax import memory, parallel
+from gradalign_jax import memory, parallel, stopping
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage.workdir import Workdir
+from gradalign_jax.terminal import progress_bar
 
 
 def chunk_length(steps_per_epoch: int, log_every: int) -> int:
-    """The largest divisor of an epoch that is at most `log_every`: one compiled program, whole epochs."""
+    """Return the largest divisor of an epoch up to `log_every`, so that one compiled program makes whole epochs."""
     return next(n for n in range(min(log_every, steps_per_epoch), 0, -1) if steps_per_epoch % n == 0)
 
 
 def _diverged(workdir: Workdir, step: int) -> RunError:
     return RunError(
         f"training diverged, loss or parameters are not finite from step {step} on: lower "
-        f"config.optimizer.learning_rate and choose another --workdir; checkpoints in {workdir.checkpoints} are whole"
+        f"config.optimizer.learning_rate and choose another --workdir; checkpoints in {workdir.checkpoints} are intact"
     )
 
 
 def _record(workdir: Workdir, bar: tqdm, last_step: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Logs the means over one chunk whose last step is `last_step`, and stops a run that diverged."""
+    """Log the means over the chunk that ends at `last_step`.
+
+    Raises:
+      RunError: if they are not finite.
+    """
     means = {name: float(np.mean(values)) for name, values in metrics.items()}
     if not all(map(math.isfinite, means.values())):
         finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
@@ -52,37 +57,62 @@ def train(
     checkpoint_minutes: float,
     batch_size: int,
 ) -> tuple[Any, Any]:
-    """Trains from the run's last checkpoint, or from `state`, to step `total`.
+    """Train from the run's last checkpoint, or from `state`, to step `total`.
+
+    A signal (`stopping`) is answered after the running chunk: the state is saved, and the loop ends.
 
     Args:
-      state: all that training changes, on the host, its number of finished steps as `state.step`.
-      best: whatever `end_epoch` selects; saved beside the state.
+      state: everything that training changes, on the host, with the number of finished steps as `state.step`.
+      best: the selection of `end_epoch`; saved beside the state.
       workdir: takes checkpoints and metrics.
       devices: where the state is replicated to.
-      chunk: () -> the compiled program (state) -> (state, metrics) of `length` steps; made only if steps are left.
-      end_epoch: (epoch, state, best, bar) -> best, called after each epoch, before the checkpoint.
+      chunk: () -> the compiled program (state) -> (state, metrics) of `length` steps; called only if steps are left.
+      end_epoch: (epoch, state, best, bar) -> best, called after each epoch, before its checkpoint.
       length: steps of a program; divides `steps_per_epoch`.
       total, steps_per_epoch: numbers of steps.
       checkpoint_minutes: time between checkpoints within an epoch.
-      batch_size: named where a program does not fit into the devices' memory.
+      batch_size: named in the error if a program does not fit into the devices' memory.
 
-    Returns the last state and the selection, on the host. Raises RunError if loss or parameters are not finite.
+    Returns:
+      The last state and the selection, on the host.
+
+    Raises:
+      RunError: if loss or parameters are not finite.
+      stopping.Stop: after a signal.
     """
     saved = workdir.restore((state, best))
     if saved is not None:
         state, best = saved
-        logging.warning("going on from step %d", int(state.step))
+        logging.warning("resuming from step %d", int(state.step))
     step = int(state.step)
-    workdir.open_metrics(step)
-    if step == total:
+    epoch_open = saved is not None and workdir.epoch_open(step)
+    workdir.open_metrics(step, epoch_open)
+    if step == total and not epoch_open:
         return state, best
-    workdir.forget_points()  # a retrained network is measured anew
-    state, call = parallel.replicate(state, devices), chunk()
+    workdir.forget_points()  # a retrained network is measured again
+    state, call = parallel.replicate(state, devices), None
     last_save, pending = time.monotonic(), None
-    with tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
+
+    def validated(best: Any) -> Any:
+        """Select, with signals answered at once: the state is saved, and its validation left to the next start."""
+        try:
+            with stopping.raised():
+                stopping.check()
+                return end_epoch(step // steps_per_epoch - 1, state, best, bar)
+        except stopping.Stop:
+            workdir.save(step, (parallel.first(state), best), epoch_open=True)
+            raise
+
+    with (
+        progress_bar(total=total, initial=step, unit="step", smoothing=0.1) as bar,
+        stopping.deferred(),
+    ):
+        if epoch_open:
+            best = validated(best)
+            workdir.save(step, (parallel.first(state), best))
         while step < total:
-            epoch = step // steps_per_epoch
-            bar.set_description(f"epoch {epoch + 1}/{-(-total // steps_per_epoch)}", refresh=False)
+            bar.set_description(f"epoch {step // steps_per_epoch + 1}/{-(-total // steps_per_epoch)}", refresh=False)
+            call = call or chunk()
             # The next chunk is on its way before the metrics of the last are fetched: the device does not wait.
             with memory.limited_by("config.train.batch_size", batch_size, devices[0], ", or more devices"):
                 state, metrics = call(state)
@@ -91,15 +121,17 @@ def train(
             if pending is not None:
                 _record(workdir, bar, pending[0], parallel.first(pending[1]))
             pending = (step, metrics)
-            whole = step % steps_per_epoch == 0
-            if whole or time.monotonic() - last_save > 60 * checkpoint_minutes:
-                # Nothing that diverged is validated or saved: neither a loss, nor what the last update made.
+            epoch_ends = step % steps_per_epoch == 0
+            due = time.monotonic() - last_save > 60 * checkpoint_minutes
+            if epoch_ends or due or stopping.requested():
+                # Check before validating and saving: the loss, and what the last update made of the parameters.
                 _record(workdir, bar, step, parallel.first(metrics))
                 pending = None
                 if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parallel.first(state))):
                     raise _diverged(workdir, step)
-                if whole:
-                    best = end_epoch(epoch, state, best, bar)
+                if epoch_ends:
+                    best = validated(best)
                 workdir.save(step, (parallel.first(state), best))
                 last_save = time.monotonic()
+                stopping.check()
     return parallel.first(state), best

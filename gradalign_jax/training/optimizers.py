@@ -4,10 +4,10 @@ import optax
 
 
 def adam(learning_rate: float, b1: float, b2: float) -> optax.GradientTransformation:
-    """Adam with ε = 1e-8 outside the root (PyTorch's); without a first moment where b1 = 0 makes it the gradient.
+    """Build Adam with ε = 1e-8 outside the root, as in PyTorch.
 
-    The paper's binary data sets train with b1 = 0. A step of a small model is bound by the memory that its
-    optimiser moves, and the first moment is a quarter of that.
+    With b1 = 0, the paper's value for its binary data sets, the first moment is the gradient and is not stored: a step
+    of a small model is bound by the memory that its optimizer moves, and the first moment is a quarter of that.
     """
     if b1 == 0:
         return optax.rmsprop(learning_rate, decay=b2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)

@@ -1,7 +1,7 @@
 """VR-GAN: a generator learns the residual that moves an image to the other class (section 2.3.1, Eqs. 10-13).
 
-The critic is a classifier. It keeps calling the moved image x' = x + Δ̂x by the label of x, the generator wants it to
-be called by the other one, and to move little.
+The critic is a classifier. It learns to give the moved image x' = x + Δ̂x the label of x. The generator learns to make
+it give the other label, with a small residual.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from gradalign_jax.ops import precision
-from gradalign_jax.types import Array, Batch, Classifier, ResidualGenerator, Variables
+from gradalign_jax.types import Array, Batch, Classifier, ResidualGenerator, Step, Variables
 
 
 class Weights(NamedTuple):
-    """Weights of the four losses; the authors'."""
+    """The authors' weights of the four losses."""
 
     real: float = 1.0  # L_Dx
     generated: float = 0.01  # L_Dx'
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 class VRGANState(NamedTuple):
-    """All that training changes; `loss` sums both objectives since the epoch began."""
+    """Everything that training changes; `loss` is the sum of both objectives since the start of the epoch."""
 
     generator: Variables
     critic: Variables
@@ -38,15 +38,15 @@ class VRGANState(NamedTuple):
 def create_state(
     generator: ResidualGenerator, critic: Classifier, optimizer: optax.GradientTransformation, key: Array
 ) -> VRGANState:
-    """A fresh state: both networks drawn, the optimisers' zeros, step 0."""
+    """Return the initial state: random variables of both networks, fresh optimizers, step 0."""
     keys = jax.random.split(key)
     drawn = generator.init(keys[0]), critic.init(keys[1])
-    moments = (optimizer.init(variables["params"]) for variables in drawn)
+    moments = optimizer.init(drawn[0]["params"]), optimizer.init(drawn[1]["params"])
     return VRGANState(*drawn, *moments, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
 
 def relative_norm(residual: Array) -> Array:
-    """|Δ̂x|₂ / √n of each row `[B]`; its gradient is 0, not NaN, where the residual is."""
+    """Return |Δ̂x|₂ / √n of each residual `[B]`; where a residual is 0, so is the gradient, not NaN."""
     flat = residual.reshape(len(residual), -1)
     return jnp.sqrt(jnp.mean(flat * flat, axis=-1) + 1e-30)
 
@@ -56,7 +56,7 @@ def _cross_entropy(logits: Array, label: Array) -> Array:
 
 
 class Forward(NamedTuple):
-    """What both updates share: Δ̂x, the critic's logits of x + Δ̂x, and how gradients get back from each."""
+    """The forward pass that both updates share: Δ̂x, the critic's logits of x + Δ̂x, and the pull-back of each."""
 
     residual: Array
     statistics: Any  # the generator's, updated
@@ -72,7 +72,7 @@ def forward(
     critic_variables: Variables,
     batch: Batch,
 ) -> Forward:
-    """One pass of Δ̂x = G(x, 1 - y, y) and of the critic on x + Δ̂x, in training mode."""
+    """Compute Δ̂x = G(x, 1 - y, y) and the critic's logits of x + Δ̂x, in training mode."""
 
     def generate(params):
         variables = {**generator_variables, "params": params}
@@ -89,7 +89,7 @@ def forward(
 def critic_gradient(
     critic: Classifier, variables: Variables, batch: Batch, passed: Forward, weights: Weights
 ) -> tuple[Any, dict[str, Array]]:
-    """Gradient of L_Dx and L_Dx' in the critic's parameters (Eqs. 11 and 13), and both losses."""
+    """Return the gradient of L_Dx and L_Dx' in the critic's parameters (Eqs. 11 and 13), and both losses."""
 
     def real_loss(params):
         return _cross_entropy(critic.apply({**variables, "params": params}, batch.image, train=True)[0], batch.label)
@@ -102,7 +102,7 @@ def critic_gradient(
 
 
 def generator_gradient(batch: Batch, passed: Forward, weights: Weights) -> tuple[Any, dict[str, Array]]:
-    """Gradient of L_G and L_RegG in the generator's parameters (Eqs. 11-13), and both losses."""
+    """Return the gradient of L_G and L_RegG in the generator's parameters (Eqs. 11-13), and both losses."""
     fool, cotangent = jax.value_and_grad(_cross_entropy)(passed.logits, 1 - batch.label)
     small, small_cotangent = jax.value_and_grad(lambda r: jnp.mean(relative_norm(r)))(passed.residual)
     towards = weights.fool * passed.pull_critic(cotangent)[1] + weights.small * small_cotangent
@@ -116,22 +116,21 @@ def make_step(
     weights: Weights = Weights(),  # noqa: B008 (a tuple)
     mean: Callable[[Any], Any] = lambda tree: tree,
     products: str = "float32",
-) -> Callable:
-    """Builds `step(state, batch, keys, settings) -> (state, metrics)`: one update of each network.
+) -> Step[VRGANState]:
+    """Build `step(state, batch, keys, settings) -> (state, metrics)`: one update of each network.
 
-    Both use one forward pass with the parameters that came in. (The authors' code updates the critic in between and
-    mixes its new weights with old activations; the difference is of the order of the learning rate.)
+    Both updates use one forward pass with the parameters from before the step. (The authors' code updates the critic in
+    between and mixes its new weights with old activations; the difference is of the order of the learning rate.) The
+    step does not read `keys` and `settings`. Metrics: the four losses, unweighted, and `loss`, their weighted sum.
 
     Args:
-      generator, critic: two networks as pure functions; the critic has two classes.
-      optimizer: of both, each with its own moments.
-      weights: of the losses.
-      mean: averages gradients and metrics over devices; nothing to do on one. Batch statistics of the generator are
+      generator: the network G(x, ¬y, y).
+      critic: the network D, with two classes.
+      optimizer: the optimizer of both, each with its own state.
+      weights: weights of the losses.
+      mean: averages gradients and metrics over devices; identity on one device. Batch statistics of the generator are
         those of the whole batch if it was created with the devices' axis.
-      products: their precision, float32 or tf32.
-
-    `keys` and `settings` are not read: nothing is random or traced. Metrics: the four losses as they are, and `loss`,
-    their weighted sum.
+      products: precision of the products, float32 or tf32.
     """
 
     def update(gradient, moments, variables: Variables, statistics):
@@ -144,7 +143,8 @@ def make_step(
             of_critic, critic_losses = critic_gradient(critic, state.critic, batch, passed, weights)
             of_generator, generator_losses = generator_gradient(batch, passed, weights)
         losses = critic_losses | generator_losses
-        losses["loss"] = sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=True))
+        weighted = [weight * loss for weight, loss in zip(weights, losses.values(), strict=True)]
+        losses["loss"] = sum(weighted)  # type: ignore[assignment]  # sum starts at 0
         of_critic, of_generator, statistics, losses = mean((of_critic, of_generator, passed.statistics, losses))
         critic_variables, critic_moments = update(
             of_critic, state.critic_optimizer, state.critic, state.critic["batch_stats"]

@@ -1,0 +1,215 @@
+"""Suites of attacks: the worst case of each image over several attacks, at every ε of a list.
+
+An attack gets only the images that no attack before it fooled, packed into full blocks, with ε in ascending order: an
+image that is fooled at one ε counts as fooled at every larger one. Images that are misclassified without an attack are
+not attacked. Each packed block is a point, so that a run that was killed resumes at the attack and block where it was.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradalign_jax import alignment, robustness
+from gradalign_jax.attacks import apgd, fab
+from gradalign_jax.evaluation import results, warnings
+from gradalign_jax.evaluation.options import Suite
+from gradalign_jax.evaluation.programs import Evaluation, Model
+from gradalign_jax.evaluation.schedule import Point
+from gradalign_jax.ops import precision
+from gradalign_jax.terminal import progress_bar
+from gradalign_jax.types import Array, Variables, predicted
+
+_DLR_CLASSES = 4  # the targeted DLR loss needs as many
+
+
+class Stage(NamedTuple):
+    """One attack of a suite.
+
+    call: (variables, place `[n]`, epsilon `[n]`) -> `distance` `[n]`, the norm of the change that fooled (or ε where
+      the attack minimizes no norm), +inf where the attack failed; and numbers of `gradients` and `queries`, `[n]`.
+    minimal: the attack minimizes the norm, so that one call serves every ε.
+    block: images per call and device.
+    """
+
+    name: str
+    call: Callable[[Variables, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+    minimal: bool
+    block: int
+
+
+class Outcome(NamedTuple):
+    """What a suite found at each ε for each image.
+
+    fooled: by the number of attacks made, 0 (none) to all: bool `[1 + A, E, N]`.
+    gradients, queries, seconds: spent by each attack, `[A, N]`, over all ε.
+    """
+
+    fooled: np.ndarray
+    gradients: np.ndarray
+    queries: np.ndarray
+    seconds: np.ndarray
+
+
+def stages(evaluation: Evaluation, suite: Suite, classes: int, bounds: tuple[float, float]) -> list[Stage]:
+    """Return the attacks of a suite, in order."""
+    count = min(suite.targets, classes - 1)
+    loss = "dlr" if classes >= _DLR_CLASSES else "margin"
+    targeted = apgd.search_targeted(suite.norm, suite.steps, 1, count, loss, bounds=bounds)
+    small = max(1, evaluation.block // count)
+    if suite.name == "malt":
+
+        def nearest(model, batch, keys, rows):
+            target = nearest_classes(model, batch.image, batch.label, count, suite.norm)
+            return targeted(model, keys, batch.image, batch.label, rows["epsilon"], target)
+
+        return [_gradient_stage(evaluation, suite, "apgd_t", nearest, small)]
+
+    def towards_likeliest(model, batch, keys, rows):
+        return targeted(model, keys, batch.image, batch.label, rows["epsilon"])
+
+    def untargeted(model, batch, keys, rows):
+        return plain(model, keys, batch.image, batch.label, rows["epsilon"])
+
+    def minimal(model, batch, keys, rows):
+        return boundary(model, keys, batch.image, batch.label, rows["epsilon"])
+
+    plain = apgd.search(suite.norm, suite.steps, 1, "cross_entropy", bounds=bounds)
+    boundary = fab.search_targeted(suite.norm, suite.steps, 1, count, bounds=bounds)
+
+    def black_box(variables, place, epsilon):
+        found = evaluation.square_pairs(variables, place, epsilon, suite.queries)
+        nothing = np.zeros(len(place), np.int32)
+        distance = np.where(found["fooled"], epsilon, np.inf)
+        return {"distance": distance, "gradients": nothing, "queries": found["queries"]}
+
+    return [
+        _gradient_stage(evaluation, suite, "apgd_ce", untargeted, evaluation.block),
+        _gradient_stage(evaluation, suite, "apgd_t", towards_likeliest, small),
+        _gradient_stage(evaluation, suite, "fab_t", minimal, small),
+        Stage(f"square_{suite.norm}", black_box, False, evaluation.block),
+    ]
+
+
+def nearest_classes(logits_fn: Callable, image: Array, label: Array, count: int, norm: str) -> Array:
+    """Return the `count` classes with the nearest linearized boundary, nearest first, int `[B, T]` (MALT, Eqs. 4-5).
+
+    A class's distance is (logit_y - logit_k) / |∇(logit_y - logit_k)|, in the dual of the attack's norm: L1 for L∞.
+    """
+    logits, jacobian = alignment.input_jacobian(logits_fn, image)
+    rows, flat = jnp.arange(len(image)), jacobian.reshape(*logits.shape, -1)
+    difference = flat[rows, label][:, None] - flat
+    size = jnp.abs(difference).sum(-1) if norm == "linf" else jnp.linalg.norm(difference, axis=-1)
+    gap = logits[rows, label][:, None] - logits
+    distance = jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), jnp.finfo(gap.dtype).max)
+    return jax.lax.top_k(jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), -jnp.inf, -distance), count)[1]
+
+
+def _gradient_stage(evaluation: Evaluation, suite: Suite, name: str, search: Callable, block: int) -> Stage:
+    """Build the stage of an attack search(model, batch, keys, rows) -> apgd.Found or fab.Found."""
+    minimal = name == "fab_t"
+
+    def measure(variables, batch, keys, rows):
+        model = Model(evaluation.classifier, variables)
+        with precision.scope(suite.precision):
+            found = search(model.searched(suite.precision), batch, keys, rows)
+        wrong = predicted(model(found.image)) != batch.label
+        distance = found.distance if minimal else rows["epsilon"]
+        return {"distance": jnp.where(wrong, distance, jnp.inf), "gradients": found.gradients}
+
+    program = evaluation.blocks.resized(block).program(measure)
+
+    def call(variables, place, epsilon):
+        found = program(variables, {"place": place, "epsilon": epsilon})
+        return found | {"queries": np.zeros(len(place), np.int32)}
+
+    return Stage(f"{name}_{suite.norm}", call, minimal, block)
+
+
+def run(
+    attacks: Sequence[Stage],
+    variables: Variables,
+    epsilons: Sequence[float],
+    wrong: np.ndarray,
+    devices: int = 1,
+    remember: Callable[[Point], dict[str, list]] = lambda point: point.compute(),
+) -> Outcome:
+    """Make the attacks of a suite.
+
+    Args:
+      attacks: `stages(...)`.
+      variables: the weights, with a leading device axis.
+      epsilons: ascending, > 0.
+      wrong: bool `[N]`, the images that are misclassified without an attack.
+      devices: number of devices.
+      remember: returns a point's recorded value, or computes and records it.
+    """
+    fooled = [np.tile(wrong, (len(epsilons), 1))]
+    spent = {name: np.zeros((len(attacks), len(wrong))) for name in ("gradients", "queries", "seconds")}
+    with progress_bar(total=len(attacks) * len(epsilons), unit="ε") as bar:
+        for number, stage in enumerate(attacks):
+            now = fooled[-1].copy()
+            # A minimal-norm attack is made once, with the largest ε; its distance tells every ε that is enough.
+            for epsilon in epsilons[-1:] if stage.minimal else epsilons:
+                row = epsilons.index(epsilon)
+                alive = np.flatnonzero(~(now.all(0) if stage.minimal else now[row]))
+                bar.set_description(f"{stage.name}, ε={epsilon:g}, {len(alive)} images left")
+                for place, value in _points(stage, variables, epsilon, alive, devices, remember):
+                    distance = np.asarray(value["distance"], float)
+                    now[:, place] |= np.asarray(epsilons)[:, None] >= distance[None]
+                    for name, values in spent.items():
+                        values[number, place] += value[name]
+                bar.update(len(epsilons) if stage.minimal else 1)
+            fooled.append(now)
+    return Outcome(np.stack(fooled), spent["gradients"], spent["queries"], spent["seconds"])
+
+
+def _points(stage: Stage, variables: Variables, epsilon: float, alive: np.ndarray, devices: int, remember: Callable):
+    """Yield positions and results of the images that are left, a call's blocks at a time."""
+    for first in range(0, len(alive), stage.block * devices):
+        place = alive[first : first + stage.block * devices].astype(np.int32)
+
+        def compute(place=place) -> dict[str, list]:
+            started = time.monotonic()
+            found = stage.call(variables, place, np.full(len(place), epsilon, np.float32))
+            distance = np.asarray(found["distance"], float)
+            within = distance <= np.float32(epsilon)  # whose rounding may exceed the list's own ε
+            distance = np.where(within, np.minimum(distance, epsilon), np.inf)
+            listed = {name: np.asarray(found[name]).tolist() for name in ("gradients", "queries")}
+            each = (time.monotonic() - started) / len(place)
+            return listed | {"distance": results.finite(distance), "seconds": [each] * len(place)}
+
+        value = remember(Point(stage.name, float(epsilon), range(first, first + len(place)), compute))
+        yield place, value | {"distance": [np.inf if d is None else d for d in value["distance"]]}
+
+
+def add(
+    result: dict[str, Any], attacks: Sequence[Stage], norm: str, epsilons: Sequence[float], outcome: Outcome
+) -> None:
+    """Add a suite's numbers to a result (`results.summarize`).
+
+    `curves`, by attack and as "worst_NORM": `epsilons`, `errors` (the share misclassified under this attack or one
+    before it), ε50%, means of `gradients` and `queries` per image over all ε, `seconds`. `epsilon_half`, by the same
+    names. `smallest_epsilon` of "worst_NORM". `fooled_by`: for each ε and image the name of the attack that fooled it,
+    "clean" where it was misclassified without one, None where it survived. `warnings`.
+    """
+    grid, names = [0.0, *map(float, epsilons)], [stage.name for stage in attacks]
+    clean = outcome.fooled[0][:1]
+    rows = [np.concatenate([clean, fooled]) for fooled in outcome.fooled]
+    curves = {}
+    for number, name in enumerate(names):
+        spent = {key: float(getattr(outcome, key)[number].mean()) for key in ("gradients", "queries")}
+        seconds = float(outcome.seconds[number].sum())
+        curves[name] = results.curve(grid, rows[number + 1]) | spent | {"seconds": seconds}
+    curves[f"worst_{norm}"] = results.curve(grid, rows[-1])
+    result["curves"] |= curves
+    result["epsilon_half"] |= {name: curve["epsilon_half"] for name, curve in curves.items()}
+    smallest = robustness.smallest_epsilon(grid, rows[-1])
+    result["smallest_epsilon"] |= {f"worst_{norm}": results.finite(smallest)}
+    labels = np.array(["clean", *names], object)[outcome.fooled.argmax(0)]
+    labels[~outcome.fooled[-1]] = None
+    result["fooled_by"] = labels.tolist()
+    result["warnings"] += warnings.of_suite(curves, norm)

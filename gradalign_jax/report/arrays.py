@@ -1,0 +1,69 @@
+"""Arrays that runs leave beside result.json: pictures.npz and images.csv.
+
+A classifier's pictures.npz holds `image`, `label`, `target` (c̃), `gradient` and, where one measured it, `delta_x`,
+`[N, ...]` each. A vrgan run's holds `image`, `label`, `estimate` (Δ̂x) and, where it is exact, `delta_x`. A project
+run's holds `image`, `label`, `projected` (x̂′ of every class, `[N, K, ...]`) and, where it is exact, `delta_x`.
+"""
+
+import csv
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+_BY_CLASS = ("projected",)
+
+
+def read_pictures(folder: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray] | None:
+    """Read a run's pictures.npz.
+
+    Args:
+        folder: The run's directory.
+        needed: Arrays that must be there beside `image` and `label`.
+
+    Returns:
+        Its arrays, numbers of matching shapes; None where the file is missing, damaged or lacks an array.
+    """
+    try:
+        with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError):
+        return None
+    if not {"image", "label", *needed} <= set(arrays):
+        return None
+    image, label = arrays["image"], arrays["label"]
+    if label.ndim != 1 or image.shape[:1] != label.shape or 0 in image.shape:
+        return None
+    if not (image.ndim == 2 or (image.ndim == 4 and image.shape[-1] in (1, 3))):
+        return None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            return None
+        shape = array.shape[:1] + array.shape[2:] if name in _BY_CLASS else array.shape
+        if name in ("gradient", "delta_x", "estimate", *_BY_CLASS) and shape != image.shape:
+            return None
+        if name in ("label", "target") and (array.dtype.kind == "f" or array.shape != label.shape):
+            return None
+    if "projected" in arrays and not np.all((label >= 0) & (label < arrays["projected"].shape[1])):
+        return None
+    return arrays
+
+
+def read_images_table(folder: Path) -> dict[str, np.ndarray] | None:
+    """Read a run's images.csv.
+
+    Args:
+        folder: The run's directory.
+
+    Returns:
+        Its columns as numbers `[N]`, NaN where a cell is empty; None where the file is missing or damaged.
+    """
+    try:
+        with open(folder / "images.csv", encoding="utf-8", newline="") as file:
+            names, *rows = csv.reader(file)
+        columns = [[float(cell) if cell else np.nan for cell in column] for column in zip(*rows, strict=True)]
+        table = {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}
+    except (OSError, ValueError, csv.Error):
+        return None
+    return table if {"ground_truth_class", "predicted_class"} <= set(table) else None

@@ -1,0 +1,136 @@
+"""Checks the content of a result file, so that a damaged or edited one is named and never stops a report.
+
+Absent and null entries are allowed everywhere but for the data set's name; they count as not measured.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gradalign_jax import paper
+from gradalign_jax.config_keys import flatten
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
+    )  # NaN is not; squares stay finite
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(accepts, value))
+
+
+def _table_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(map(accepts, value.values()))
+
+
+def _or_null(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or accepts(value)
+
+
+_MAYBE_NUMBER, _NUMBERS_BY_NAME = _or_null(_is_number), _table_of(_or_null(_is_number))
+_EVERY_LIST = _list_of(lambda value: True)
+
+# What an entry must be, in words, and its check.
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("method", "task", "evaluated"), ("not a string", _is_text)),
+    **dict.fromkeys(("accuracy", "seconds", "alpha_delta_x", *paper.S2_COLUMNS), ("not a number", _is_number)),
+    **dict.fromkeys(("moved", "similarity_sd", "pairs"), ("not a number", _is_number)),
+    "seed": ("not an integer", _is_integer),
+    "shape": ("not a list of integers", _list_of(_is_count)),
+    **dict.fromkeys(("notes", "warnings", "devices"), ("not a list", _EVERY_LIST)),
+    **dict.fromkeys(("versions", "config", "evaluated_config"), ("not a table", lambda v: isinstance(v, Mapping))),
+    "precision": ("not a table of names", _table_of(_is_text)),
+    **dict.fromkeys(("epsilon_half", "similarity_by_class"), ("not a table of numbers", _NUMBERS_BY_NAME)),
+    "moved_by_destination": ("not a table of numbers", _NUMBERS_BY_NAME),
+    "similarity": ("not a number", lambda value: _is_number(value) or _NUMBERS_BY_NAME(value)),
+    "norms": ("not a table of tables of numbers", _table_of(_NUMBERS_BY_NAME)),
+    "splits": ("not a table of tables of numbers", _table_of(_NUMBERS_BY_NAME)),
+    "curves": ("not a table of tables", _table_of(lambda curve: isinstance(curve, Mapping))),
+    "linearity": ("not a table", lambda value: isinstance(value, Mapping)),
+}
+_CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("attack.epsilon", "attack.step_size"), ("not a number", _is_number)),
+    **dict.fromkeys(("align.weight", "project.penalty"), ("not a number", _is_number)),
+    **dict.fromkeys(
+        (
+            *("train.epochs", "train.steps_per_epoch", "train.batch_size", "data.limit", "attack.steps"),
+            *("gan.iterations", "evaluate.images", "evaluate.cw_images"),
+            *("evaluate.square_queries", "evaluate.square_images"),
+        ),
+        ("not a count", _is_count),
+    ),
+    "project.steps": ("not a list of counts", _list_of(_is_count)),
+    **dict.fromkeys(
+        (
+            *("task", "method", "classifier", "model.pretrained", "delta_x.generator", "delta_x.store", "attack.clip"),
+            *("delta_x.name", "evaluate.delta_x"),
+            *("evaluate.generator", "evaluate.store", "project.generator", "gan.classifier", "matmul_precision"),
+            *("precision.attack", "precision.training", "precision.evaluation", "precision.square"),
+            *("precision.projection", "attack.training_dtype", "gan.dtype", "project.precision"),
+        ),
+        ("not a string", _is_text),
+    ),
+}  # fmt: skip
+
+
+def check(result: Any) -> None:
+    """Check the content of a result file.
+
+    Args:
+        result: The decoded JSON.
+
+    Raises:
+        ValueError: An entry that the report uses is not of its kind; the message names it.
+    """
+    if not isinstance(result, dict) or not _is_text(result.get("dataset")):
+        raise ValueError("not the result of a run")
+    json.dumps(result, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written
+    for key, (problem, accepts) in _ENTRIES.items():
+        if not _or_null(accepts)(result.get(key)):
+            raise ValueError(f"{key} is {problem}")
+    for name in ("config", "evaluated_config"):
+        _check_config(name, result.get(name) or {})
+    for name, curve in (result.get("curves") or {}).items():
+        _check_curve(f"curves.{name}", curve)
+    for name in ("approximated", "carlini_wagner"):
+        if not _or_null(_list_of(_MAYBE_NUMBER))((result.get("linearity") or {}).get(name)):
+            raise ValueError(f"linearity.{name} is not a list of numbers")
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    for key in _CONFIG:
+        section, _, last = key.partition(".")
+        value = config.get(section)
+        if isinstance(value if not last else isinstance(value, Mapping) and value.get(last), Mapping):
+            raise ValueError(f"{name}.{key} is a table")
+    for key, value in flatten(config):
+        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+            raise ValueError(f"{name}.{key} is a list of lists")
+        problem, accepts = _CONFIG.get(key, ("", lambda value: True))
+        if not _or_null(accepts)(value):
+            raise ValueError(f"{name}.{key} is {problem}")
+
+
+def _check_curve(name: str, curve: Mapping[str, Any]) -> None:
+    epsilons, errors = curve.get("epsilons"), curve.get("errors")
+    if not _list_of(_is_number)(epsilons) or not _list_of(_is_number)(errors) or not any(e > 0 for e in epsilons):
+        raise ValueError(f"{name} has no epsilons or no errors")
+    if len(epsilons) != len(errors):
+        raise ValueError(f"{name} has {len(epsilons)} epsilons and {len(errors)} errors")
+    for key in ("images", "queries"):
+        if not _or_null(_is_count)(curve.get(key)):
+            raise ValueError(f"{name}.{key} is not a count")

@@ -1,0 +1,67 @@
+"""What goes to a terminal: symbols in the characters it has, and progress bars that do not flood a log file."""
+
+import codecs
+import io
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_SPELLED = {
+    **{"ε": "eps", "α": "alpha", "ᾱ": "alpha", "Δ": "D", "Ψ": "Psi", "λ": "lambda", "η": "eta", "ℓ": "l", "∇": "grad "},
+    **{"∞": "inf", "√": "sqrt", "±": "+-", "×": "x", "≤": "<=", "≥": ">=", "′": "'", "–": "-", "’": "'"},
+    **dict.fromkeys("\u0302\u0303\u0304", ""),  # combining hat, tilde and bar
+}
+_LOG_SECONDS = 60.0
+
+
+def spell_symbols() -> None:
+    """Let a terminal or file that is not UTF-8 get `eps` for ε, instead of ending the program."""
+    codecs.register_error("gradalign_jax", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="gradalign_jax")
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_SPELLED.get(symbol, "?") for symbol in error.object[error.start : error.end]), error.end
+
+
+def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
+    """Return a bar on standard error: redrawn in a terminal, a line a minute elsewhere.
+
+    Args:
+      iterable: as for tqdm.
+      options: as for tqdm.
+    """
+    if sys.stderr.isatty():
+        return tqdm(iterable, file=sys.stderr, dynamic_ncols=True, **options)
+    return tqdm(iterable, file=_Log(sys.stderr), **options)
+
+
+class _Log(io.TextIOBase):
+    """A file that turns the redraws of a bar into lines: the first, then one a minute, and the last."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._line, self._written, self._due = stream, "", "", 0.0
+
+    @property
+    def encoding(self) -> str:
+        """What tqdm chooses its symbols by."""
+        return getattr(self._stream, "encoding", None) or "ascii"
+
+    def write(self, text: str) -> int:
+        self._line = text.strip() or self._line
+        ended = text.strip("\r") == "\n"  # tqdm closes a bar by a line break
+        if self._line != self._written and (ended or time.monotonic() >= self._due):
+            self._stream.write(f"{self._line}\n")
+            self._stream.flush()
+            self._written, self._due = self._line, time.monotonic() + _LOG_SECONDS
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

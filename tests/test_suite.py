@@ -1,0 +1,155 @@
+"""Suites of attacks: closed forms, survivors, resumption, and what they say against a model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradalign_jax
+from gradalign_jax import Suite
+from gradalign_jax.evaluation import suite as suites
+from gradalign_jax.storage.workdir import Workdir
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.normal(size=(12, 5)).astype(np.float32)
+IMAGE = RNG.uniform(-0.4, 0.4, (24, 2, 2, 3)).astype(np.float32)
+OPTIONS = {"bounds": (-9.0, 9.0), "block": 8}
+SMALL = {"steps": 20, "targets": 3, "queries": 30}
+EPSILONS = (0.02, 0.05, 0.1, 0.2)
+
+
+def linear(image):
+    return image.reshape(len(image), -1) @ WEIGHT
+
+
+LABEL = np.asarray(linear(IMAGE)).argmax(-1)
+
+
+def distances(norm):
+    """Return the distance of each image to each other class's boundary, `[N, K]`, +inf at the label."""
+    logits = IMAGE.reshape(24, -1) @ WEIGHT
+    found = np.full((24, 5), np.inf)
+    for i, y in enumerate(LABEL):
+        for k in set(range(5)) - {y}:
+            difference = WEIGHT[:, y] - WEIGHT[:, k]
+            size = np.abs(difference).sum() if norm == "linf" else np.linalg.norm(difference)
+            found[i, k] = (logits[i, y] - logits[i, k]) / size
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("autoattack", "linf"), ("autoattack", "l2"), ("malt", "linf"), ("malt", "l2")]
+)
+def test_the_worst_case_of_a_linear_model_is_its_distance(name, norm):
+    epsilons = EPSILONS if norm == "linf" else tuple(3 * e for e in EPSILONS)
+    result = gradalign_jax.evaluate(
+        linear, IMAGE, LABEL, epsilons=epsilons, suite=Suite(name, norm, **SMALL), **OPTIONS
+    )
+    exact = distances(norm).min(1)
+    expected = [0.0, *(float((exact <= e).mean()) for e in epsilons)]
+    worst = result["curves"][f"worst_{norm}"]
+    np.testing.assert_allclose(worst["errors"], expected, atol=1.01 / 24)  # an image at the edge of an ε
+    assert worst["epsilons"] == [0.0, *epsilons]
+    stages = ["apgd_ce", "apgd_t", "fab_t", "square"] if name == "autoattack" else ["apgd_t"]
+    assert set(result["curves"]) == {f"{stage}_{norm}" for stage in [*stages, "worst"]}
+    errors = np.array([result["curves"][f"{stage}_{norm}"]["errors"] for stage in stages])
+    assert (np.diff(errors, axis=0) >= 0).all()  # each curve includes the attacks before
+    assert errors[-1].tolist() == worst["errors"]
+    for row, error in zip(result["fooled_by"], worst["errors"][1:], strict=True):
+        assert np.mean([by is not None for by in row]) == error
+    json.dumps(result)
+
+
+def test_targets_are_the_nearest_linearized_boundaries():
+    for norm in ("linf", "l2"):
+        found = suites.nearest_classes(linear, jnp.asarray(IMAGE), jnp.asarray(LABEL), 2, norm)
+        np.testing.assert_array_equal(found, distances(norm).argsort(1)[:, :2])
+
+
+def test_only_survivors_are_attacked_and_a_larger_epsilon_fools_as_well():
+    calls = []
+
+    def stage(name, limit, minimal=False):
+        def call(variables, place, epsilon):
+            calls.append((name, float(epsilon[0]), place.tolist()))
+            distance = np.where(place < limit, 0.03 if minimal else epsilon, np.inf)
+            return {"distance": distance, "gradients": np.ones(len(place)), "queries": np.zeros(len(place))}
+
+        return suites.Stage(name, call, minimal, block=3)
+
+    wrong = np.array([True, False, False, False, False, False])
+    attacks = [stage("a", 2), stage("b", 4, minimal=True), stage("c", 0)]
+    outcome = suites.run(attacks, None, (0.01, 0.05), wrong)
+    assert calls == [
+        ("a", np.float32(0.01), [1, 2, 3]),
+        ("a", np.float32(0.01), [4, 5]),
+        ("a", np.float32(0.05), [2, 3, 4]),  # image 1 fell at the smaller ε
+        ("a", np.float32(0.05), [5]),
+        ("b", np.float32(0.05), [2, 3, 4]),
+        ("b", np.float32(0.05), [5]),
+        ("c", np.float32(0.01), [2, 3, 4]),
+        ("c", np.float32(0.01), [5]),
+        ("c", np.float32(0.05), [4, 5]),
+    ]
+    assert outcome.fooled[-1].tolist() == [
+        [True, True, False, False, False, False],
+        [True, True, True, True, False, False],
+    ]
+    assert outcome.gradients.tolist() == [[0, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2]]
+
+
+def test_a_killed_suite_resumes(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    options = {"epsilons": EPSILONS[:2], "suite": Suite(**SMALL), **OPTIONS}
+    whole = gradalign_jax.evaluate(linear, IMAGE, LABEL, **options)
+    record = Workdir.point
+
+    def dying(self, **values):
+        if values["measure"] == "fab_t_linf":
+            raise Killed
+        record(self, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "point", dying)
+        with pytest.raises(Killed):
+            gradalign_jax.evaluate(linear, IMAGE, LABEL, workdir=tmp_path, **options)
+    resumed = gradalign_jax.evaluate(linear, IMAGE, LABEL, workdir=tmp_path, **options)
+    for result in (whole, resumed):
+        for curve in result["curves"].values():
+            curve.pop("seconds", None)
+    assert resumed == whole
+    with pytest.raises(ValueError, match="settings"):
+        gradalign_jax.evaluate(linear, IMAGE, LABEL, workdir=tmp_path, **options | {"suite": Suite("malt", **SMALL)})
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown suite 'best': use one of paper, autoattack, malt"):
+        gradalign_jax.evaluate(linear, IMAGE, LABEL, epsilons=(0.1,), suite="best")
+    with pytest.raises(ValueError, match="unknown norm 'l1'"):
+        gradalign_jax.evaluate(linear, IMAGE, LABEL, epsilons=(0.1,), suite="malt", norm="l1")
+
+
+def test_models_that_make_attacks_weak_are_reported():
+    state = {"calls": 0}
+
+    def counting(image):
+        return linear(image) + jax.pure_callback(count, jax.ShapeDtypeStruct((), jnp.float32)) * jnp.arange(5.0)[None]
+
+    def count():
+        state["calls"] += 1
+        return np.float32(state["calls"] % 7)
+
+    def refining(image):
+        return linear(image - 0.01 * jax.grad(lambda x: jax.nn.logsumexp(linear(x), -1).sum())(image))
+
+    options = {"epsilons": (0.1,), "pgd": None, "square": None, **OPTIONS}
+    for model, named in (
+        (counting, "different logits for the same images"),
+        (refining, "gradients inside its forward"),
+    ):
+        lines = gradalign_jax.evaluate(model, IMAGE, LABEL, **options)["warnings"]
+        assert any(named in line for line in lines), (model, lines)

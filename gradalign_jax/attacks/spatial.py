@@ -114,10 +114,10 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
 
         max(0, logit_y - max_{j≠y} logit_j) + τ (‖Δ_rows u‖ + ‖Δ_columns u‖)
 
-    where Δ are the differences of neighbors, and pixels are read bilinearly within the image. The last
-    misclassified iterate is returned, or the image itself. τ is traced, a scalar or one per image: the larger τ, the
-    smoother the flow and the weaker the attack. `key` is not used. The authors descended for a whole batch at once;
-    here each image has its own descent.
+    where Δ are the differences of neighbors, and pixels are read bilinearly within the image. It returns the last
+    iterate that is misclassified, or the image itself. τ is traced, a scalar or one per image: the larger it is, the
+    smoother the flow and the weaker the attack. `key` is not used. The authors descended for a whole batch at once and
+    took its end; here each image has its own descent.
 
     Args:
       iterations: steps of L-BFGS.

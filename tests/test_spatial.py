@@ -23,7 +23,8 @@ def right_wins(by):
 
     def logits_fn(x):
         weight = x[..., 0] + 1
-        column = jnp.sum(weight * (jnp.arange(x.shape[2]) - (x.shape[2] - 1) / 2), (1, 2)) / jnp.sum(weight, (1, 2))
+        place = (jnp.arange(x.shape[2]) - (x.shape[2] - 1) / 2)[None, None]
+        column = jnp.sum(weight * place, (1, 2)) / jnp.sum(weight, (1, 2))
         return jnp.stack([by - column, column - by], -1)
 
     return logits_fn
@@ -106,7 +107,8 @@ def test_flow_fools_unless_smoothness_weighs_more():
     def wide(x):
         """Label 1 where the blob is wider than it is high by a fifth: no shift does that."""
         weight, place = x[..., 0] + 1, jnp.square(jnp.arange(12) - 5.5)
-        wide, high = jnp.sum(weight * place, (1, 2)), jnp.sum(weight * place[:, None], (1, 2))
+        wide = jnp.sum(weight * place[None, None], (1, 2))
+        high = jnp.sum(weight * place[None, :, None], (1, 2))
         return jnp.stack([1.2 - wide / high, wide / high - 1.2], -1)
 
     found = attack(wide, KEY, image, label, jnp.array([0.001, 0.003, 100.0]))

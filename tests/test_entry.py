@@ -38,7 +38,10 @@ def typed(*arguments, cwd=ROOT, **environment):
         (["--config.validate.epsilons=('a',)"], "config.validate.epsilons=('a',) must be"),
         (["--config.validate.first_epoch=9"], "config.validate.first_epoch=9"),
         (["--config.devices=4"], "not a multiple of config.devices=4"),
-        (["--config.evaluate.linf_epsilons[0]=0.1"], "config.evaluate.linf_epsilons is changed as a whole: --config."),
+        (
+            ["--config.evaluate.linf_epsilons[0]=0.1"],
+            "config.evaluate.linf_epsilons can only be changed as a whole: --config.",
+        ),
         (["--config=configs/mnist.py:align"], "mnist has no exact Δx"),
         (["--config=configs/mnist.py:pgd", "--config.model.pretrained=nowhere"], "no such file"),
         (["--config.task=classify"], "config.task='classify' must be one of classifier"),

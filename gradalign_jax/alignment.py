@@ -1,6 +1,6 @@
 """How far the input gradient of a classifier points along Δx (Eqs. 3-9 and 18 of the paper).
 
-Every function is pure, works on batches, and takes the classifier as `logits_fn(image [B, ...]) -> logits [B, K]`.
+Every function is pure and works on batches; a classifier is a function `logits_fn(image [B, ...]) -> logits [B, K]`.
 Input gradients are those of sums over the batch, so each image has its own as long as `logits_fn` treats images
 independently (evaluation mode). Up to 16 classes the gradients of all logits, the Jacobian `[B, K, ...]`, are held at
 once; with more they are computed, used and dropped in chunks of classes.
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from gradalign_jax.ops import platform
 from gradalign_jax.types import Array, DeltaX, LogitsFn
 
-# Up to this many classes the Jacobian is held whole, and a CPU runs the backward passes unrolled: it measured fastest
-# there, vmap slowest.
+# Up to this many classes the Jacobian is held whole. On a CPU its backward passes are unrolled, which measured
+# fastest there; vmap was slowest.
 _WHOLE = 16
 # Vectors whose largest entry is below this count as zero: 1 / tiny² must stay finite in float32 for second derivatives.
 _TINY = 1e-18
@@ -69,7 +69,7 @@ def _pull_back_chunk(pull_back: PullBack, logits: Array, first: int | Array, cou
 
 
 def _over_chunks(of_chunk: Callable[[int | Array], Any], classes: int) -> Any:
-    """Return `of_chunk(first) -> tree of [B, count, ...]` of all chunks side by side, as a tree of `[B, K, ...]`.
+    """Return `of_chunk(first) -> tree of [B, count, ...]` of all chunks, concatenated to a tree of `[B, K, ...]`.
 
     The last chunk overlaps the one before where the chunk size does not divide K.
     """
@@ -92,8 +92,8 @@ class _Gradients(NamedTuple):
     """The gradients of all logits, held whole or computed when they are needed.
 
     of(classes `[B]`) -> the gradient `[B, ...]` of one logit per image.
-    over_classes(f) -> what f(first, gradients `[B, count, ...]`) returns for each chunk of classes, trees of
-      `[B, count]`, side by side: `[B, K]`.
+    over_classes(f) -> f(first, gradients `[B, count, ...]`) of each chunk of classes, a tree of `[B, count]`,
+      concatenated to `[B, K]`.
     """
 
     of: Callable[[Array], Array]
@@ -101,7 +101,7 @@ class _Gradients(NamedTuple):
 
 
 def _held(jacobian: Array) -> _Gradients:
-    """Return the gradients of a Jacobian `[B, K, ...]` that is at hand."""
+    """Return the gradients in a Jacobian `[B, K, ...]` that is already computed."""
     rows, classes = jnp.arange(jacobian.shape[0]), jacobian.shape[1]
 
     def over_classes(f):
@@ -141,9 +141,9 @@ def _distance(logits: Array, reference: Array, gradient: Array, first: int | Arr
     Args:
       logits: `[B, K]`.
       reference: int `[B]`.
-      gradient: `[B, ...]`, that of the reference's logit.
+      gradient: `[B, ...]`, of the reference's logit.
       first: the first class of the chunk.
-      gradients: `[B, count, ...]`, those of the chunk's logits.
+      gradients: `[B, count, ...]`, of the chunk's logits.
     """
     batch, count = gradients.shape[:2]
     difference = gradient.reshape(batch, -1)[:, None] - gradients.reshape(batch, count, -1)
@@ -209,7 +209,7 @@ def measure(
     Args:
       logits_fn: image `[B, ...]` -> logits `[B, K]`, each image on its own (evaluation mode).
       delta_x: (image, label, target, index) -> `[B, ...]`, a vector to class `target`; None leaves
-        `alpha_delta_x` out.
+        `alpha_delta_x` and `norm_delta_x` out.
       image: `[B, ...]` in [-1, 1].
       label: int `[B]`, the ground truth y.
       index: int `[B]`, each image's place in its data set, passed on to `delta_x`.
@@ -284,17 +284,21 @@ def target_gradient(logits_fn: LogitsFn, image: Array, label: Array) -> tuple[Ar
 
 
 def aligned_forward(
-    logits_fn, delta_x: DeltaX, image: Array, label: Array, index: Array | None = None
-) -> tuple[Array, Array, object]:
+    logits_fn: Callable[[Array], tuple[Array, Any]],
+    delta_x: DeltaX,
+    image: Array,
+    label: Array,
+    index: Array | None = None,
+) -> tuple[Array, Array, Any]:
     """Run one forward pass with the alignment that Eq. 9 rewards, differentiable in the parameters.
 
     The gradient ∇ℓ(x) is of the logits, not of the loss: the direction is the same, and it does not vanish for
     confident models. The choice of c̃ and the vector Δx are constants to the derivative. With two classes c̃ is
-    the other one and costs nothing; with more it costs K backward passes.
+    the other one and costs nothing; with more it costs K backward passes, and 1 more where K > 16.
 
     Args:
-      logits_fn: image -> (logits `[B, K]`, auxiliary output), in training mode; with batch statistics the
-        gradient is that of the batch's sum, cross terms included.
+      logits_fn: image -> (logits `[B, K]`, auxiliary output), in training mode; with batch statistics an
+        image's gradient is of the sum over the batch, cross terms included.
       delta_x, image, label, index: as in `measure`.
 
     Returns:

@@ -2,11 +2,11 @@
 
 
 class RunError(ValueError):
-    """A run cannot start or continue."""
+    """An error that keeps a run from starting or continuing."""
 
 
 class DataError(ValueError):
-    """A data set cannot be used."""
+    """A data set that cannot be used."""
 
 
 class OutOfMemoryError(ValueError):

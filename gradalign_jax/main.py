@@ -26,12 +26,12 @@ from ml_collections import config_flags
 from gradalign_jax import terminal
 from gradalign_jax.experiment import config_checks
 
-# Not the flag's own default: that one is loaded while the flag is defined, where no error can be explained.
+# Not the flag's default: absl loads that while it defines the flag, where `_explain` cannot shorten an error.
 _DEFAULT = "configs/spheres.py:align,smoke"
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    f"config file, and after a colon task[,flag]; configs/... not found here is the installed one; default {_DEFAULT}",
+    f"FILE:TASK[,FLAG]; a configs/... that does not exist here is read from the package; default {_DEFAULT}",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the run; default: runs/ and the config's name, or CLASSIFIER_evaluate"
@@ -39,7 +39,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _explain(error: Exception) -> str:
-    """Return one line for an error of the flag parser, whose text may hold whole tracebacks."""
+    """Return one line for an error of the flag parser, whose text may contain whole tracebacks."""
     text = str(error)
     if missing := re.search(r"No such file or directory: '([^']+)'", text):
         path = Path(missing[1])
@@ -48,7 +48,7 @@ def _explain(error: Exception) -> str:
         return f"no config file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
     if raised := re.findall(r"^\s*\w*Error: (.+)$", text, re.MULTILINE):
         return raised[-1]
-    if isinstance(error, AttributeError | KeyError):  # ml_collections' answer to a misspelled key
+    if isinstance(error, AttributeError | KeyError):  # what ml_collections raises on a misspelled key
         key = re.search(r"'(\w+)\\?'", text)
         near = re.search(r'Did you mean "(\w+)"', text)
         return f"the config has no key {key[1] if key else text!r}" + (f"; did you mean {near[1]!r}?" if near else "")
@@ -56,11 +56,11 @@ def _explain(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Return why a run failed in one line, and for an unexpected error where to look."""
+    """Return in one line why a run failed; for an unexpected error, also how to get its traceback."""
     line = (str(error) or type(error).__name__).splitlines()[0]
     if type(error).__module__.startswith("gradalign_jax"):
         return line
-    # Programs that name the key and a value themselves raise OutOfMemoryError (memory.py).
+    # Not from a block with `memory.limited_by`, whose error names the key and a value that fits.
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in line:
         return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
     return f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
@@ -72,7 +72,7 @@ def _fail(message: str, status: int = 2) -> None:
 
 
 def _make_importable(config_file: str) -> None:
-    """Let a config import its neighbors, wherever the command is typed and whatever else is called `configs`."""
+    """Let a config import its neighbors from any working directory, even if another package is called `configs`."""
     folder = Path(config_file).absolute().parent
     if folder.name == "configs":
         package = types.ModuleType("configs")
@@ -83,12 +83,12 @@ def _make_importable(config_file: str) -> None:
 
 
 def _locate(argument: str) -> str:
-    """Return a --config argument with the installed copy of its file, if `configs/...` does not exist from here."""
+    """Return a --config argument; `configs/...` that does not exist here becomes the package's copy."""
     option, equals, value = argument.partition("=")
     path, colon, task = value.partition(":")
     if option not in ("--config", "-config") or not path.startswith("configs/") or os.path.exists(path):
         return argument
-    package = Path(__file__).resolve().parent  # configs/ lies inside an installed package, and beside a checkout's
+    package = Path(__file__).resolve().parent  # configs/ is inside an installed package, beside a checkout's
     found = next((str(root / path) for root in (package, package.parent) if (root / path).is_file()), path)
     return f"{option}{equals}{found}{colon}{task}"
 
@@ -100,14 +100,14 @@ def _parse(argv: list[str]) -> list[str]:
         argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
     argv = [_locate(argument) for argument in argv]
     argv = [re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in argv]
-    if {"-h", "-help", "--help"} & set(argv):  # absl's own answer exits with 1
+    if {"-h", "-help", "--help"} & set(argv):  # absl itself would exit with status 1
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
     for argument in argv:
         if config_file := re.match("--?config=([^:]+)", argument):
             _make_importable(config_file[1])
         if element := re.match(r"--?config\.([\w.]+)\[", argument):
-            _fail(f"config.{element[1]} is changed as a whole: --config.{element[1]}='(VALUE, VALUE)'")
+            _fail(f"config.{element[1]} can only be changed as a whole: --config.{element[1]}='(VALUE, VALUE)'")
     try:
         rest = flags.FLAGS(argv)
         if rest[1:]:
@@ -121,7 +121,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def default_workdir(config_path: str, classifier: str = "") -> str:
-    """Return runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke; CLASSIFIER_evaluate for an evaluation."""
+    """Return the default directory: runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke, or CLASSIFIER_evaluate."""
     if classifier:
         return f"{os.path.normpath(classifier)}_evaluate"
     file, _, argument = config_path.partition(":")
@@ -130,16 +130,16 @@ def default_workdir(config_path: str, classifier: str = "") -> str:
 
 def _set_up_jax() -> None:
     """Set JAX's options, before the first array."""
-    os.environ.pop("MPLBACKEND", None)  # a notebook's, which this process may lack; pictures go to files
+    os.environ.pop("MPLBACKEND", None)  # set by a notebook, its backend may be missing here; pictures go to files
     import jax
 
     from gradalign_jax.data import cache
 
-    if not jax.config.jax_compilation_cache_dir:  # programs compiled once are read by the next start
+    if not jax.config.jax_compilation_cache_dir:  # the next start reads the compiled programs
         jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # Reported numbers; searches and training choose for themselves (config.precision).
+    # For reported numbers; attacks, projections and training set their own precision (config.precision).
     jax.config.update("jax_default_matmul_precision", "highest")
 
 

@@ -10,13 +10,13 @@ import jax
 from gradalign_jax.errors import OutOfMemoryError
 from gradalign_jax.ops import platform
 
-# Temporary bytes of a compiled H100 program (launch's compile report) per image or pair, by the number of pixels. Of
-# an evaluation the larger of PGD and all alignments (K gradients at once, float32); of a projection one step of Adam in
+# Temporary bytes per image or pair of a program compiled for an H100 (launch/compile_report.py). Evaluation, by the
+# number of pixels: the larger of PGD and all alignments (K gradients at once, float32). Projection: one step of Adam in
 # TF32.
 _EVALUATION = {32 * 32: 10.8e6, 28 * 28: 0.93e6, 224 * 224: 13.9e6}
 _PROJECTION = 3.9e6
-_CPU = {"evaluate": 100, "project": 16}  # measured fastest: the arrays stay in the caches
-_MOST = {"evaluate": 1000, "project": 2048}  # larger blocks do not use a GPU better
+_CPU = {"evaluate": 100, "project": 16}  # the fastest measured: the arrays stay in the caches
+_MOST = {"evaluate": 1000, "project": 2048}  # larger blocks are no faster on a GPU
 _SHARE = 0.6  # of the memory; the rest is for data, weights and fragmentation
 
 
@@ -25,8 +25,8 @@ def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
 
     Args:
       kind: "evaluate" (images) or "project" (pairs).
-      shape: of one image.
-      on: the devices. Those that do not report their memory, as CPUs, get a fixed number.
+      shape: the shape of one image.
+      on: the devices. CPUs and devices that do not report their memory get a fixed number.
     """
     limit = capacity(on[0])
     if platform.is_cpu() or limit is None:
@@ -45,7 +45,7 @@ def capacity(device: jax.Device) -> int | None:
 
 @contextmanager
 def limited_by(key: str, size: int, device: jax.Device, remedy: str = "") -> Iterator[None]:
-    """Explain in one line that a program inside needs more memory than the device has.
+    """Explain in one line that a program in the context needs more memory than the device has.
 
     Args:
       key: the config key that sets the size.
@@ -54,7 +54,7 @@ def limited_by(key: str, size: int, device: jax.Device, remedy: str = "") -> Ite
       remedy: other remedies, appended to the message.
 
     Raises:
-      OutOfMemoryError: if a program inside runs out of memory.
+      OutOfMemoryError: if a program in the context runs out of memory.
     """
     try:
         yield
@@ -75,9 +75,9 @@ def fitting(size: int, message: str, limit: int | None) -> int:
     Memory is proportional to the size. Where the message or the device gives no bytes, return half of the size.
 
     Args:
-      size: that failed.
-      message: of the failed allocation.
-      limit: bytes that programs may use.
+      size: the size that failed.
+      message: the message of the failed allocation.
+      limit: the bytes that programs may use; None: unknown.
     """
     units = {"b": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
     needed = [float(n) * units[unit] for n, unit in re.findall(r"allocat\D{1,20}([\d.]+) ?(b|B|[KMG]iB)", message)]

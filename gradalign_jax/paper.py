@@ -114,7 +114,7 @@ T3_COLUMNS = ("alpha_delta_x", "alpha_x")
 DATASETS = ("spheres", "squares", "mnist35", "copd", "mnist", "cifar10")
 # Table S1: the ε of PGD training
 EPSILON = {"spheres": 0.005, "squares": 0.2, "mnist35": 0.3, "copd": 0.006, "mnist": 0.3, "cifar10": 0.01}
-# Batches an epoch and epochs of a run (Table S1 and the authors' code)
+# Batches per epoch and epochs of a run (Table S1 and the authors' code)
 EPOCHS = {
     "spheres": (10_000, 80),
     **dict.fromkeys(("squares", "mnist35", "copd"), (200, 30)),
@@ -194,6 +194,6 @@ def class_name(dataset: str, label: int) -> str:
 
 
 def numbers(dataset: str, method: str) -> dict[str, float]:
-    """Return one row of Tables 2 and S2 by the names of result.json, accuracy as a fraction; {} for other rows."""
+    """Return one row of Tables 2 and S2 under result.json's names, accuracy as a fraction; {} without such a row."""
     cells = TABLE_S2.get((dataset, method), {}) | TABLE_2.get((dataset, method), {})
     return {name: round(cell.value / 100, 6) if name == "accuracy" else cell.value for name, cell in cells.items()}

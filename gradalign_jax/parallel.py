@@ -1,8 +1,8 @@
-"""All code that deals with devices: `jax.pmap` spreads the batch axis over them.
+"""Data parallelism: `jax.pmap` spreads the batch axis over the devices.
 
 A program sees its own slice of the batch and the axis `AXIS`; averages over that axis are equal on every device.
-Randomness is keyed by an example's position in the whole batch, so the number of devices changes a run by rounding
-only. Evaluation hands whole blocks to devices, so there it changes nothing.
+Randomness is keyed by an example's position in the whole batch, so the number of devices changes a training
+run by rounding only. Evaluation gives each device whole blocks, so there it changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ AXIS = "devices"
 
 
 class Rehearsal:
-    """The result of `rehearsal`: `traced`, the first program that was called, as `jax.stages.Traced`."""
+    """The result of `rehearsal`: `traced`, the first program called, as a `jax.stages.Traced`."""
 
     def __init__(self, on: Sequence[jax.Device]):
         self.devices, self.traced = list(on), None
 
 
 class _Caught(Exception):
-    """Ends a rehearsal."""
+    """The exception that ends a rehearsal."""
 
 
 _REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
@@ -37,9 +37,9 @@ _REHEARSAL: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
 
 @contextmanager
 def rehearsal(on: Sequence[jax.Device]) -> Iterator[Rehearsal]:
-    """Trace the first program that is called inside for the devices `on`, instead of running it, and leave the context.
+    """Trace the first program called in the context, for the devices `on`, without running it; then leave the context.
 
-    The devices may come from a topology and need not be present; arrays put on devices inside are only shapes.
+    The devices may come from a topology and need not be present; arrays put on them in the context are only shapes.
     `rehearsal.traced.lower()` then compiles the program that a run would execute.
     """
     found = Rehearsal(on)
@@ -56,7 +56,7 @@ def check_platform() -> None:
     """Initialize the devices.
 
     Raises:
-      RunError: if there are none of the platform that JAX_PLATFORMS names.
+      RunError: if JAX finds no device of the platform that JAX_PLATFORMS names.
     """
     try:
         jax.local_devices()
@@ -69,7 +69,7 @@ def check_platform() -> None:
 
 
 def devices(count: int, batch_size: int) -> list[jax.Device]:
-    """Return the first `count` local devices; for 0 the largest number of them that divides the batch size.
+    """Return the first `count` local devices; for 0, as many as divide the batch size (all, if that is 0).
 
     Raises:
       ValueError: if there are fewer than `count`.

@@ -53,7 +53,8 @@ def epsilon_half(epsilons: Sequence[float], errors: Sequence[float]) -> EpsilonH
       errors: error rates in [0, 1].
 
     Raises:
-      ValueError: if the lists differ in length, ε does not ascend or an error is outside [0, 1].
+      ValueError: if the lists are empty or differ in length, ε does not ascend or has no entry >= 0, or an error is
+        outside [0, 1].
     """
     eps, err = _check(epsilons, errors)
     last = float(err[-1])
@@ -90,7 +91,7 @@ def bracketed_epsilon_half(
 ) -> tuple[EpsilonHalf, dict[float, float]]:
     """Return `epsilon_half` of a curve that is expensive to measure, from the few points that decide it.
 
-    The interpolation uses two neighboring grid points. The search for them starts at `guess` (the last epoch's value)
+    The interpolation uses two neighboring grid points. The search for them starts at `guess` (the best epoch's value)
     and proceeds in strides that double, then by bisection. On a monotone curve the result is that of the whole grid. If
     the measured points are not monotone, the whole grid is measured.
 

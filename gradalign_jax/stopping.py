@@ -1,8 +1,8 @@
-"""What a run does when it is told to stop: save what is finished, say so, and exit with the signal's status.
+"""Signals that stop a run: it saves what is finished, says so, and exits with the signal's status.
 
 SIGINT (Ctrl-C), SIGTERM, SIGUSR1 (the usual warning of a batch system before its time limit) and SIGHUP are handled
-alike. While a run starts, they end it at once. Once it works, they raise `Stop`, except inside `deferred()`: there
-they set a flag, which a loop reads with `requested()` where nothing is lost. Without `listen()`, as in a program that
+alike. While a run starts, they end it at once. Later they raise `Stop`, except inside `deferred()`: there they set a
+flag, which a loop reads with `requested()` where it can stop without loss. Without `listen()`, as in a program that
 imports the package, nothing here has an effect.
 """
 
@@ -24,7 +24,7 @@ _received: signal.Signals | None = None
 
 
 class Stop(KeyboardInterrupt):
-    """A signal told the run to stop; not an Exception, so that nothing handles it by accident."""
+    """A signal to stop the run; not an Exception, so that nothing handles it by accident."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
@@ -32,7 +32,7 @@ class Stop(KeyboardInterrupt):
 
 
 def listen() -> None:
-    """Handle the signals from here on; one that the caller's shell ignores (nohup) stays ignored."""
+    """Handle the signals from here on; one that the shell ignores (nohup) stays ignored."""
     for number in _STATUS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -65,15 +65,15 @@ def _raise(frame: FrameType | None) -> None:
 
 
 def requested() -> bool:
-    """Return whether a signal told the run to stop."""
+    """Return whether a signal to stop the run has arrived."""
     return _received is not None
 
 
 def check() -> None:
-    """Raise the stop that was deferred, or that Python dropped, as it drops exceptions of weakref callbacks.
+    """Raise a stop that was deferred, or lost: Python drops an exception raised in a weakref callback.
 
     Raises:
-      Stop: if a signal told the run to stop.
+      Stop: if a signal to stop the run has arrived.
     """
     if _received is not None:
         raise Stop(_received)
@@ -81,14 +81,22 @@ def check() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Inside, a signal raises `Stop`."""
+    """Make signals raise `Stop` in the context.
+
+    Raises:
+      Stop: when a signal arrives.
+    """
     with _answered(_RAISE):
         yield
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal sets the flag that `requested()` returns, and raises at the end."""
+    """Make signals in the context set the flag that `requested()` returns, and raise `Stop` at its end.
+
+    Raises:
+      Stop: at the end, if a signal arrived; at once on the second Ctrl-C.
+    """
     with _answered(_DEFER):
         yield
     check()

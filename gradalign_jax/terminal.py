@@ -1,4 +1,4 @@
-"""What goes to a terminal: symbols in the characters it has, and progress bars that do not flood a log file."""
+"""Terminal output: symbols spelled out where the encoding lacks them, and progress bars that do not flood a log."""
 
 import codecs
 import io
@@ -18,7 +18,7 @@ _LOG_SECONDS = 60.0
 
 
 def spell_symbols() -> None:
-    """Let a terminal or file that is not UTF-8 get `eps` for ε, instead of ending the program."""
+    """Print `eps` for ε on a terminal or file that cannot encode it, instead of raising UnicodeEncodeError."""
     codecs.register_error("gradalign_jax", _spell)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -32,7 +32,7 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """Return a bar on standard error: redrawn in a terminal, a line a minute elsewhere.
+    """Return a bar on standard error: redrawn in a terminal, one line per minute elsewhere.
 
     Args:
       iterable: as for tqdm.
@@ -44,19 +44,19 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
 
 
 class _Log(io.TextIOBase):
-    """A file that turns the redraws of a bar into lines: the first, then one a minute, and the last."""
+    """A file that writes a bar's redraws as lines: the first, then one per minute, and the last."""
 
     def __init__(self, stream: TextIO):
         self._stream, self._line, self._written, self._due = stream, "", "", 0.0
 
     @property
     def encoding(self) -> str:
-        """What tqdm chooses its symbols by."""
+        """The encoding by which tqdm chooses its symbols."""
         return getattr(self._stream, "encoding", None) or "ascii"
 
     def write(self, text: str) -> int:
         self._line = text.strip() or self._line
-        ended = text.strip("\r") == "\n"  # tqdm closes a bar by a line break
+        ended = text.strip("\r") == "\n"  # tqdm closes a bar with a line break
         if self._line != self._written and (ended or time.monotonic() >= self._due):
             self._stream.write(f"{self._line}\n")
             self._stream.flush()

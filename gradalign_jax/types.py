@@ -1,7 +1,7 @@
 """The vocabulary of the kernels: batches, classifiers, and the functions they exchange.
 
 Kernels receive functions (`LogitsFn`, `DeltaX`, `Attack`) and arrays, never a config, a model object or a path. Any
-callable that takes the positional arguments of a protocol below serves, a lambda included; nothing is subclassed.
+callable with the positional arguments of a protocol below will do, a lambda included; nothing is subclassed.
 Images are float32 `[B, H, W, C]` (Spheres: `[B, 500]`) in `IMAGE_RANGE`; labels are int32 `[B]`; every ε and step size
 is in the units of that range (MNIST's usual 0.3 of [0, 1] is 0.6 here).
 """
@@ -23,7 +23,7 @@ class LogitsFn(Protocol):
     """A classifier with its weights."""
 
     def __call__(self, image: Array, /) -> Array:
-        """Return logits `[B, K]` of images `[B, ...]`; in evaluation mode, where each image has its own."""
+        """Return logits `[B, K]` of images `[B, ...]`, each image's from it alone (evaluation mode)."""
 
 
 class DeltaX(Protocol):
@@ -59,13 +59,13 @@ class Attack(Protocol):
           logits_fn: the classifier that is attacked.
           key: one random key, or one per image `[B]`.
           image: `[B, ...]`.
-          label: int `[B]`, the classes to lead away from.
+          label: int `[B]`, the classes to move away from.
           epsilon, step_size: a scalar or one per image `[B]`, traced, in the units of the images.
         """
 
 
 class BlackBoxAttack(Protocol):
-    """An attack that reads logits alone and takes no step size, as `attacks.square.make` builds it."""
+    """An attack that uses only logits and takes no step size, as `attacks.square.make` builds it."""
 
     def __call__(self, logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon: float | Array, /) -> Array:
         """Return attacked images `[B, ...]`; the arguments are those of `Attack`."""
@@ -86,10 +86,10 @@ class Step(Protocol[State]):
         """Return the state after the step, and its metrics as scalars.
 
         Args:
-          state: all that training changes.
+          state: everything that training changes.
           batch: this device's examples.
           keys: one random key per example `[B]`.
-          inputs: what else the step reads, traced: for a classifier, `training.classifier.StepInputs`.
+          inputs: everything else the step reads, traced: for a classifier, `training.classifier.StepInputs`.
         """
 
 
@@ -110,7 +110,7 @@ class Estimate(NamedTuple):
     delta_x: (image, label, target, index) -> `[B, ...]`; a `jax.tree_util.Partial` whose leaves are the arrays that it
       computes from (a generator's weights, stored latents), so that programs take them as an argument.
     described: the source, for the run's result.
-    index: the examples that it covers, by their place in the data set; None: all.
+    index: places in the data set of the examples that it covers; None: all.
     """
 
     delta_x: DeltaX
@@ -123,10 +123,10 @@ class Classifier(NamedTuple):
 
     init(key) -> variables {"params", "batch_stats"}.
     apply(variables, image, train=False) -> (logits `[B, K]`, batch_stats): the statistics are updated in training mode,
-      else those that came in. The model normalizes its own input. A model of two classes computes one score s and
+      unchanged otherwise. The model normalizes its own input. A model of two classes computes one score s and
       returns `binary_logits(s)`.
-    prepare(variables, factors) -> logits_fn: the model in evaluation mode for a search that calls it many times, with
-      constants folded and products of factors of type `factors`; None: `apply` serves.
+    prepare(variables, factors) -> logits_fn: the model in evaluation mode for an attack that calls it many times, with
+      constants folded and products of factors of dtype `factors`; None: attacks use `apply`.
     """
 
     init: Callable[[Array], Variables]
@@ -134,7 +134,7 @@ class Classifier(NamedTuple):
     prepare: Callable[[Variables, Any], LogitsFn] | None = None
 
     def searched(self, variables: Variables, factors: Any) -> LogitsFn:
-        """Return the function that a search calls: that of `prepare`, or `apply` in evaluation mode."""
+        """Return the function that an attack calls: that of `prepare`, or `apply` in evaluation mode."""
         if self.prepare is None:
             return lambda image: self.apply(variables, image, train=False)[0]
         return self.prepare(variables, factors)
@@ -152,6 +152,7 @@ def binary_logits(score: Array) -> Array:
 def predicted(logits: Array) -> Array:
     """Return the class of the largest logit `[B]`, the first of equal ones; -1, which is no class, where one is NaN.
 
-    Everything that counts errors uses this rule, the authors': with one score s, class 1 is predicted where s > 0.
+    Evaluation and validation count errors by this rule, the authors': with one score s, class 1 is predicted where
+    s > 0.
     """
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))

@@ -1,4 +1,4 @@
-"""The entry point as it is typed: help, wrong input, and a whole smoke run."""
+"""The entry point on the command line: help, wrong input, and a whole smoke run."""
 
 import json
 import os
@@ -38,7 +38,10 @@ def typed(*arguments, cwd=ROOT, **environment):
         (["--config.validate.epsilons=('a',)"], "config.validate.epsilons=('a',) must be"),
         (["--config.validate.first_epoch=9"], "config.validate.first_epoch=9"),
         (["--config.devices=4"], "not a multiple of config.devices=4"),
-        (["--config.evaluate.linf_epsilons[0]=0.1"], "config.evaluate.linf_epsilons is changed as a whole: --config."),
+        (
+            ["--config.evaluate.linf_epsilons[0]=0.1"],
+            "config.evaluate.linf_epsilons can only be changed as a whole: --config.",
+        ),
         (["--config=configs/mnist.py:align"], "mnist has no exact Δx"),
         (["--config=configs/mnist.py:pgd", "--config.model.pretrained=nowhere"], "no such file"),
         (["--config.task=classify"], "config.task='classify' must be one of classifier"),
@@ -52,7 +55,7 @@ def typed(*arguments, cwd=ROOT, **environment):
     ],
     ids=str,
 )
-def test_wrong_input_gets_one_line_at_once(arguments, named):
+def test_wrong_input_gets_one_line_fast(arguments, named):
     started = time.monotonic()
     answer = typed(*arguments)
     assert answer.returncode == 2
@@ -69,14 +72,14 @@ def test_a_home_directory_is_expanded_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
     for module, task in ((mnist, "align"), (mnist, "evaluate"), (mnist, "gan"), (mnist, "project"), (mnist35, "vrgan")):
         config = module.get_config(task)
-        names = ("delta_x.name", "evaluate.delta_x")  # the only empty keys that are no path
+        names = ("delta_x.name", "evaluate.delta_x")  # the only empty keys that are not paths
         paths = [key for key, value in config_keys.flatten(config.to_dict()) if value == "" and key not in names]
         config.update_from_flattened_dict(dict.fromkeys(paths, "~/x"))
         config_checks.expand_home(config)
         assert {value for key, value in config_keys.flatten(config.to_dict()) if key in paths} == {"/nowhere/x"}
 
 
-def test_another_package_called_configs_is_no_obstacle(tmp_path):
+def test_another_package_called_configs_does_not_matter(tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "__init__.py").write_text("raise ImportError('another package')")
     answer = typed(f"--config={ROOT}/configs/spheres.py:pdg", cwd=tmp_path)
@@ -84,7 +87,7 @@ def test_another_package_called_configs_is_no_obstacle(tmp_path):
 
 
 def test_configs_are_found_outside_a_checkout(tmp_path):
-    """Those of the installed package, unless the current directory has its own."""
+    """The installed package's configs are used, unless the current directory has its own."""
     command = [sys.executable, "-m", "gradalign_jax.main", "--config=configs/spheres.py:pdg"]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60, "check": False}
     answer = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
@@ -95,7 +98,7 @@ def test_configs_are_found_outside_a_checkout(tmp_path):
     assert answer.stderr == "gradalign_jax: my own\n"
 
 
-def test_help_is_at_once_and_shows_a_command():
+def test_help_is_fast_and_shows_a_command():
     started = time.monotonic()
     answer = typed("--help")
     assert answer.returncode == 0
@@ -134,7 +137,7 @@ def test_every_config_passes_its_own_check(module):
     )  # paper A.1
 
 
-def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
+def test_a_finished_smoke_run_prints_its_result_again(tmp_path):
     arguments = (
         "--config=configs/squares32.py:align,smoke",
         "--config.model.name=mlp_probe",
@@ -196,7 +199,7 @@ def test_a_smoke_run_leaves_its_result_and_says_so_again(tmp_path):
         assert shown.stdout.isascii()
 
 
-def test_every_evaluated_run_has_a_directory_of_its_own():
+def test_default_workdirs():
     assert main.default_workdir("configs/mnist.py:evaluate", "runs/a/") == "runs/a_evaluate"
     assert main.default_workdir("configs/cifar10.py:pgd,smoke") == "runs/cifar10_pgd_smoke"
 

@@ -1,4 +1,4 @@
-"""Task evaluate: a finished run measured again, kills, refusals, and what is warned of."""
+"""Task `evaluate`: finished runs measured again, kills, refused inputs, and warnings."""
 
 import csv
 
@@ -40,7 +40,7 @@ def start(task, path, config):
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
-    """As the entry point does: a run that is started again reads its programs back."""
+    """Use a compilation cache, as the entry point does: a run that is started again does not compile again."""
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -64,7 +64,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-def test_repeats_the_run_s_numbers_and_survives_kills(trained, tmp_path, monkeypatch):
+def test_evaluation_equals_the_run_and_survives_kills(trained, tmp_path, monkeypatch):
     path, before = trained
     monkeypatch.setattr("gradalign_jax.evaluation.programs.cw.make", fast_nearest)
     config = evaluation(trained)
@@ -101,7 +101,7 @@ def test_repeats_the_run_s_numbers_and_survives_kills(trained, tmp_path, monkeyp
 
 
 def fast_nearest(**_):
-    """In place of 90,000 iterations: how far the image is from zero."""
+    """Build a stand-in for 90,000 iterations: the distance of the image from zero."""
     from gradalign_jax.attacks.cw import Found
 
     return lambda logits_fn, image, label: Found(image, jnp.linalg.norm(image, axis=1))
@@ -134,22 +134,22 @@ def check_table_of_images(path, result):
     assert rows[2]["carlini_wagner_distance"] == ""
 
 
-def test_the_selected_epoch_is_verified_on_the_whole_grid(trained):
+def test_the_selected_epoch_is_measured_on_the_whole_grid(trained):
     best = trained[1]["best"]
     assert best["validation_curve"]["epsilons"] == [0.0, *GRID]
     errors = best["validation_curve"]["errors"]
     assert best["validation_epsilon_half_whole_grid"] == robustness.epsilon_half([0.0, *GRID], errors)
-    assert errors == sorted(errors)  # then the bracketed value is the same
+    assert errors == sorted(errors)  # monotone, so the bracketed value is the same
     assert best["validation_epsilon_half"] == best["validation_epsilon_half_whole_grid"]
 
 
-def test_black_box_also_within_a_classifier_run(trained):
+def test_a_classifier_run_includes_square_attack(trained):
     curve = trained[1]["curves"]["square_linf"]
     assert (curve["images"], curve["queries"]) == (20, 5)
     assert trained[1]["epsilon_half"]["square_linf"] == curve["epsilon_half"]
 
 
-def test_what_cannot_be_evaluated_is_named(trained, tmp_path):
+def test_errors_name_what_cannot_be_evaluated(trained, tmp_path):
     config = evaluation(trained)
     config.data.name = "squares32"
     with pytest.raises(RunError, match=r"trained on spheres.*configs/spheres.py:evaluate"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_evaluated_is_named(trained, tmp_path):
         start(evaluate, tmp_path / "d", config)
 
 
-def test_every_class_against_the_plain_formula():
+def test_by_class_equals_the_formula():
     rng = np.random.default_rng(0)
     weight, image = rng.normal(size=(12, 3)), rng.normal(size=(5, 12))
     label, vectors = rng.integers(0, 3, 5), rng.normal(size=(3, 12))
@@ -203,13 +203,13 @@ def curve(*errors, censored=False):
         ({"pgd_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, ["no gradient, zero or not a number, on 25.0%"]),
         ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25}, ["attack with the margin loss"]),
         ({"pgd_linf": curve(0, 1)}, {"zero_gradients": 0.25, "loss": "margin"}, ["rely on Square Attack there"]),
-        ({"square_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, []),  # it needs no gradient
+        ({"square_linf": curve(0.0, 0.4, 1.0)}, {"zero_gradients": 0.25}, []),  # Square Attack needs no gradient
         (
             {"pgd_l2": curve(0.0, 0.6, 0.5, 1.0)},
             {},
             ["PGD L2 the error falls from 60.0% to 50.0% as ε rises from 1 to 2"],
         ),
-        ({"pgd_linf": curve(0.0, 0.6, 0.595, 1.0)}, {}, []),  # noise
+        ({"pgd_linf": curve(0.0, 0.6, 0.595, 1.0)}, {}, []),  # a fall within noise
         ({"pgd_linf": curve(0.57, 0.9, 1.0)}, {}, ["57.0% of the images are misclassified without an attack"]),
         ({"pgd_linf": curve(0.0, 0.9)}, {}, ["at its largest ε=1 leaves 10.0%"]),
         ({"pgd_linf": curve(0.0, 0.3, censored=True)}, {}, ["censored"]),
@@ -224,7 +224,7 @@ def curve(*errors, censored=False):
         ({"pgd_linf": curve(0, 0.7, 1), "square_linf": curve(0, 0.6, 1)}, {}, []),
     ],
 )
-def test_an_evaluation_says_what_speaks_against_it(curves, options, named):
+def test_warnings_name_reasons_to_doubt_an_evaluation(curves, options, named):
     lines = warnings.collect(curves, **options)
     assert len(lines) == len(named)
     for line, word in zip(lines, named, strict=True):
@@ -238,7 +238,7 @@ def test_smallest_epsilon_of_each_image():
         robustness.smallest_epsilon((0, 1, 0.5), wrong)
 
 
-def test_a_plan_is_cut_into_points_that_cover_every_image():
+def test_points_of_a_plan_cover_every_image():
     class Fake:
         size, block, alignments = 23, 2, None
 

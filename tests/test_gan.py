@@ -34,7 +34,7 @@ def networks(**options):
 
 
 def random_state():
-    """A state none of whose values is an initial one; in float64 where 64 bits are enabled."""
+    """Return a state without any initial value; in float64 if 64 bits are enabled."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -89,7 +89,7 @@ def test_power_iterations_reach_the_largest_singular_value():
     np.testing.assert_allclose(gradient.reshape(-1, 5), np.outer(left[:, 0], right[0]), atol=1e-5)
 
 
-def test_evaluation_stores_nothing_and_training_does():
+def test_only_training_mode_updates_statistics():
     generator, _ = networks()
     apply, variables = compiled(generator.apply, static_argnames="train"), random_state().generator
     arguments = jax.random.normal(jax.random.key(1), (4, LATENT)), jnp.array([0, 1, 2, 0])
@@ -121,11 +121,11 @@ def test_bfloat16_products_stay_close():
 
 
 class TestTorch:
-    """Equal weights, equal inputs, float64."""
+    """The networks and iterations in PyTorch, with equal weights and inputs, in float64."""
 
     @pytest.fixture(autouse=True)
     def one_thread(self):
-        """On a busy machine PyTorch's threads spend most of their time waiting for one another."""
+        """Limit PyTorch to one thread: on a busy machine its threads mostly wait for each other."""
         torch = pytest.importorskip("torch")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -215,10 +215,10 @@ def test_each_step_moves_one_network():
     for loss in (gan.Loss(0.0, 0.0), gan.Loss()):
         after[loss], _ = compiled(make_step(generator, discriminator, loss=loss))(state, batch, keys)
     still, moved = after.values()
-    # The discriminator's steps alone: no parameter of the generator, all of their own.
+    # The discriminator's steps alone change all of its parameters, and none of the generator's.
     chex.assert_trees_all_equal(still.generator["params"], state.generator["params"])
     assert changed(still.discriminator["params"], state.discriminator["params"])
-    # With the generator's step: all of its own, none of the discriminator's besides.
+    # The generator's step then changes all of its parameters, and leaves the discriminator's alone.
     chex.assert_trees_all_equal(moved.discriminator["params"], still.discriminator["params"])
     assert changed(moved.generator["params"], state.generator["params"])
     assert moved.step == 1
@@ -255,12 +255,12 @@ def test_the_average_has_its_closed_form():
         ema = gan.average(ema, {"w": jnp.asarray(value, jnp.float32)}, jnp.int32(iteration), settings)
         if iteration < 4:
             np.testing.assert_array_equal(ema["w"], value.astype(np.float32))
-    powers = 0.9 ** np.arange(5, -1, -1)  # of iterations 4 to 9, on top of the copy of the third
+    powers = 0.9 ** np.arange(5, -1, -1)  # of iterations 4 to 9, after the copy at iteration 3
     expected = 0.9**6 * values[2] + 0.1 * powers @ values[3:]
     np.testing.assert_allclose(ema["w"], expected, rtol=1e-5)
 
 
-def test_latents_are_those_of_their_slot_and_draw():
+def test_latents_depend_on_their_key_and_draw_only():
     keys = jax.random.split(jax.random.key(0), 400)
     z, label = gan.draw_latents(keys, 1, CLASSES, LATENT)
     some = gan.draw_latents(keys[100:103], 1, CLASSES, LATENT)
@@ -295,7 +295,7 @@ def start(path, config):
 
 @pytest.fixture
 def compiled_once(tmp_path):
-    """Runs of one test share their programs."""
+    """Let the runs of a test share their compiled programs."""
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -354,7 +354,7 @@ def test_mnist_is_padded_with_black_and_cropped_back():
         task.training_images(config, dataset._replace(image_shape=(224, 224, 1)))
 
 
-def test_the_check_tells_collapse_and_confusion():
+def test_the_check_detects_collapse_and_wrong_classes():
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], 500)
     image = (label * 2 - 1)[:, None, None, None] * 0.3 + rng.normal(size=(1000, 4, 4, 1)) * 0.2
@@ -390,11 +390,11 @@ def test_a_trained_classifier_judges_the_samples(tmp_path):
         ({"devices": 3}, "no multiple of config.devices=3"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(changes, named):
+def test_wrong_settings_are_refused(changes, named):
     with pytest.raises(ValueError, match=named):
         config_checks.check(small(**changes))
 
 
-def test_too_few_images_are_named(tmp_path):
+def test_too_few_images_are_refused(tmp_path):
     with pytest.raises(RunError, match="an iteration needs 32 images, there are 24"):
         start(tmp_path, small(**{"train.batch_size": 16}))

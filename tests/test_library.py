@@ -1,4 +1,4 @@
-"""`gradalign_jax.evaluate` on a user's models: closed forms, refusals, kills, and values that are not numbers."""
+"""`gradalign_jax.evaluate` on a user's models: closed forms, refused arguments, kills, and values that are NaN."""
 
 import json
 
@@ -29,7 +29,7 @@ def own_images(count=40):
     return image, np.asarray(linear(image)).argmax(-1).astype(np.int32)
 
 
-def test_one_call_measures_a_users_model():
+def test_a_linear_model_has_its_closed_form():
     """A linear classifier: ε50% is the median distance to its hyperplane, in either norm."""
     image, label = own_images()
     epsilons = tuple(np.linspace(0.01, 0.6, 30))
@@ -50,7 +50,7 @@ def test_one_call_measures_a_users_model():
     assert result["epsilon_half"]["pgd_linf"] == pytest.approx(medians[0], abs=0.025)
     assert result["epsilon_half"]["pgd_l2"] == pytest.approx(medians[1], abs=0.09)
     assert medians[0] < result["epsilon_half"]["square_linf"] < 3 * medians[0]
-    exact = margin / np.abs(DIRECTION).sum()  # distances in L∞: the next ε of the grid fools
+    exact = margin / np.abs(DIRECTION).sum()  # distances in L∞: the next larger ε of the grid fools the image
     np.testing.assert_allclose(result["smallest_epsilon"]["pgd_linf"], exact, atol=0.025)
     assert result["accuracy"] == 1
     assert result["alpha_delta_x"] == pytest.approx(1, abs=1e-5)
@@ -96,7 +96,7 @@ def test_carlini_and_wagner_finds_the_hyperplane_and_a_coarse_descent_is_reporte
     assert any("lower its learning rate" in line for line in coarse["warnings"])
 
 
-def test_delta_x_that_is_not_a_number_is_reported():
+def test_nan_in_delta_x_is_reported():
     image, label = own_images(10)
     options = {"epsilons": (0.1,), "pgd": None, "square": None, "block": 10}
     result = gradalign_jax.evaluate(
@@ -156,29 +156,29 @@ def test_arguments_are_checked():
     fails("cw.learning_rate=0", cw=CW(learning_rate=0))
 
 
-def test_values_that_are_not_numbers_count_as_wrong():
-    """A model whose gradient is NaN on half of the images, and one whose logits are."""
+def test_nan_counts_as_wrong():
+    """A model whose gradient is NaN on half of the images, and models whose logits are NaN."""
     image, label = own_images(40)
     options = {"epsilons": (0.5, 5.0), "bounds": (-9.0, 9.0), "steps": 3, "queries": 20, "block": 20}
 
     @jax.custom_vjp
-    def spoilt(x, bad):
+    def with_nan_gradient(x, bad):
         return x
 
-    spoilt.defvjp(lambda x, bad: (x, bad), lambda bad, g: (jnp.where(bad, jnp.nan, g), None))
+    with_nan_gradient.defvjp(lambda x, bad: (x, bad), lambda bad, g: (jnp.where(bad, jnp.nan, g), None))
 
     def blind(x):
-        return linear(spoilt(x, (x[:, :1, :1] > 0)))
+        return linear(with_nan_gradient(x, (x[:, :1, :1] > 0)))
 
-    told = gradalign_jax.evaluate(blind, image, label, **options)
-    assert told["accuracy"] == 1
-    assert any("no gradient, zero or not a number" in line for line in told["warnings"])
+    result = gradalign_jax.evaluate(blind, image, label, **options)
+    assert result["accuracy"] == 1
+    assert any("no gradient, zero or not a number" in line for line in result["warnings"])
     nothing = gradalign_jax.evaluate(lambda x: linear(x) * jnp.nan, image, label, **options)
     assert nothing["accuracy"] == 0
     for curve in nothing["curves"].values():
         assert curve["errors"] == [1, 1, 1]
     assert any("not a number, on 100.0% of the images" in line for line in nothing["warnings"])
-    # Not a number beyond the images, where only attacks get.
+    # NaN outside the images' range, which only attacks reach.
     within = float(np.abs(image).max())
 
     def broken(x):
@@ -186,7 +186,7 @@ def test_values_that_are_not_numbers_count_as_wrong():
 
     for name, curve in gradalign_jax.evaluate(broken, image, label, **options)["curves"].items():
         assert curve["errors"][0] == 0, name
-        assert curve["errors"][1] > 0.9, name  # a random start may stay within
+        assert curve["errors"][1] > 0.9, name  # a random start may stay in that range
         assert curve["errors"][2] == 1, name
 
 
@@ -194,7 +194,7 @@ def test_grids_may_be_arrays(tmp_path):
     image, label = own_images(8)
     options = {"attacks": ("pgd_linf",), "steps": 1}
     plain = gradalign_jax.evaluate(linear, image, label, epsilons=(0.25, 0.5), **options)
-    for name, library in (("numpy", np), ("jax", jnp)):  # a directory each, so that both are computed
+    for name, library in (("numpy", np), ("jax", jnp)):  # one directory each, so that both are computed
         given = library.array([0.25, 0.5], "float32")
         result = gradalign_jax.evaluate(linear, image, label, epsilons=given, workdir=tmp_path / name, **options)
         assert result == plain
@@ -226,7 +226,7 @@ def test_a_killed_call_resumes(tmp_path, monkeypatch):
         gradalign_jax.evaluate(lambda x: 1.01 * linear(x), image, label, **options)
 
 
-def test_a_repeated_call_takes_another_rounding_and_another_delta_x(tmp_path):
+def test_a_repeated_call_may_round_differently_and_use_another_delta_x(tmp_path):
     """Rounding is not another classifier; vectors that differ from the third image on are another Δx."""
     image, label = own_images(8)
     options = {"epsilons": (0.1,), "attacks": ("pgd_linf",), "steps": 1, "workdir": tmp_path}
@@ -246,7 +246,7 @@ def test_a_repeated_call_takes_another_rounding_and_another_delta_x(tmp_path):
     assert second["curves"] == first["curves"]
 
 
-def test_models_of_any_kind():
+def test_flax_models_and_models_without_gradients():
     """Flax, and a closure over arrays; only some attacks; a model without gradients is warned of."""
     from flax import linen as nn
 

@@ -1,4 +1,4 @@
-"""Block sizes, and the one line when a device's memory runs out."""
+"""Block sizes, and the error when a device's memory runs out."""
 
 import jax
 import pytest
@@ -18,14 +18,14 @@ class Device:
         return {"bytes_limit": int(self.gigabytes * 1e9)}
 
 
-def test_a_cpu_gets_the_fastest_block():
+def test_a_cpu_gets_a_fixed_block():
     assert memory.block("evaluate", (32, 32, 3), jax.local_devices()) == 100
     assert memory.block("project", (32, 32, 3), jax.local_devices()) == 16
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "project"])
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (224, 224, 1), (500,), (512, 512, 1)])
-def test_blocks_grow_with_the_memory_and_shrink_with_the_image(kind, shape):
+def test_blocks_grow_with_the_memory(kind, shape):
     with platform.target("gpu"):
         sizes = [memory.block(kind, shape, [Device(gigabytes)]) for gigabytes in (0.001, 1, 16, 80)]
     assert sizes == sorted(sizes)
@@ -47,14 +47,14 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_the_value_that_fits_follows_from_the_bytes(message):
+def test_the_suggested_size_follows_from_the_bytes(message):
     assert memory.fitting(1000, message, 80_000_000_000) == 300  # 0.6 of the half that fits
     assert memory.fitting(1000, message, None) == 500
     assert memory.fitting(1000, "no number", 80_000_000_000) == 500
     assert memory.fitting(1, message, 80_000_000_000) == 0
 
 
-def test_the_line_names_the_key_and_a_value():
+def test_the_error_names_the_key_and_a_value():
     error = jax.errors.JaxRuntimeError(MESSAGES[0])
     with (
         pytest.raises(memory.OutOfMemoryError, match=r"config.evaluate.block=100: try config.evaluate.block=30$"),
@@ -73,7 +73,7 @@ def test_other_errors_pass_through():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-def test_a_full_disk_is_not_called_a_lack_of_device_memory():
+def test_a_full_disk_is_not_reported_as_device_memory():
     disk = RunError("cannot write checkpoint 2: RESOURCE_EXHAUSTED: write failed")
     assert main._first_line(disk) == str(disk)
     assert "device memory" not in main._first_line(ValueError("RESOURCE_EXHAUSTED: ENOSPC"))
@@ -81,7 +81,7 @@ def test_a_full_disk_is_not_called_a_lack_of_device_memory():
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'\nno devices")])
-def test_a_platform_that_is_not_there_is_one_line(error, monkeypatch):
+def test_a_missing_platform_is_reported_in_one_line(error, monkeypatch):
     def no_devices():
         raise error
 

@@ -1,4 +1,4 @@
-"""The task `project`: whole runs, what they leave, and what is refused."""
+"""Task `project`: whole runs, the files they leave, and refused inputs."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ LIMIT, BLOCK = 6, 8
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
-    """Runs of the same program, which is most of them here, take it from a cache as real ones do."""
+    """Use a compilation cache, as the entry point does: most runs here share one program."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
     for name, value in zip(names, (str(tmp_path_factory.mktemp("xla")), 0.0), strict=True):
@@ -41,7 +41,7 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gan_run(tmp_path_factory):
-    """A directory as a finished gan run of Squares32 leaves it."""
+    """Return a directory like that of a finished gan run of Squares32."""
     return write_generator(tmp_path_factory.mktemp("gan"))
 
 
@@ -87,7 +87,7 @@ def test_a_run_leaves_its_store_result_and_picture(finished):
     assert result["traces"] == 1  # over all shards
     assert json.loads((path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert (path / "projections.png").stat().st_size > 0
-    with np.load(path / "pictures.npz") as pictures:  # as the report reads them: here all 6 test images
+    with np.load(path / "pictures.npz") as pictures:  # for the report: all 6 test images
         label, image = pictures["label"], pictures["image"]
         vectors = pictures["projected"][np.arange(LIMIT), 1 - label] - image
         similarity = cosine_similarity(vectors, pictures["delta_x"])
@@ -125,7 +125,7 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, gan_run, tmp_path, monkey
     assert content(tmp_path) == content(finished[0])
 
 
-def test_a_damaged_shard_is_named_and_made_again(finished, gan_run, tmp_path, caplog):
+def test_a_damaged_shard_is_logged_and_computed_again(finished, gan_run, tmp_path, caplog):
     shutil.copytree(finished[0], tmp_path / "run")
     damages = (lambda b: b[:100], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b.replace(b"digest", b"dige\\\\"))
     for number, damage in enumerate(damages):
@@ -150,7 +150,7 @@ def test_a_damaged_shard_is_named_and_made_again(finished, gan_run, tmp_path, ca
     ],
     ids=str,
 )
-def test_a_store_made_otherwise_is_refused(change, field, finished, gan_run, tmp_path):
+def test_a_store_with_another_identity_is_refused(change, field, finished, gan_run, tmp_path):
     if not change:
         gan_run = write_generator(tmp_path, seed=1)
     shutil.copytree(finished[0] / "store", tmp_path / "run" / "store")
@@ -164,7 +164,7 @@ def test_another_data_sets_generator_is_refused(tmp_path):
         start(tmp_path / "run", config)
 
 
-def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
+def test_the_estimate_is_generated_from_the_latents(finished):
     path, _ = finished
     dataset = data.load("squares32", limit=LIMIT)
     estimate = artifacts.load_projections(path, dataset)
@@ -181,7 +181,7 @@ def test_the_estimate_is_what_the_generator_makes_of_the_latents(finished):
     np.testing.assert_allclose(pairs["loss"][chosen], np.mean((image - split.image) ** 2, axis=(1, 2, 3)), rtol=1e-4)
 
 
-def test_an_estimate_that_lacks_what_is_needed_is_refused(finished, tmp_path):
+def test_an_estimate_without_the_needed_images_is_refused(finished, tmp_path):
     with pytest.raises(RunError, match=r"identity\.json is missing: give the directory of a project run"):
         artifacts.load_projections(tmp_path, data.load("squares32", limit=LIMIT))
     section = squares32.get_config("align").delta_x
@@ -200,7 +200,7 @@ def test_an_estimate_that_lacks_what_is_needed_is_refused(finished, tmp_path):
         artifacts.load_projections(finished[0], changed._replace(name="mnist"))
 
 
-def test_one_generator_does_not_train_and_measure(finished, tmp_path):
+def test_the_generator_of_training_is_refused_for_measuring(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     dataset = data.load("squares32", limit=LIMIT)
     trained, measuring = (
@@ -212,7 +212,7 @@ def test_one_generator_does_not_train_and_measure(finished, tmp_path):
         artifacts.check_apart(trained, measuring, same_allowed=False)
 
 
-def test_own_classes_can_be_left_out_and_images_cut(gan_run):
+def test_own_classes_can_be_skipped_and_images_limited(gan_run):
     config = small(gan_run, **{"project.skip_own_class": True, "project.images": 4})
     pairs = project.select(config, data.load("squares32", limit=LIMIT))
     assert len(pairs.row) == 8

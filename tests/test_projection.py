@@ -1,4 +1,4 @@
-"""The projection: its kernel against a float64 loop, and the folded generator."""
+"""The projection: its kernel against a float64 loop, and the folded generator against the unfolded one."""
 
 import chex
 import jax
@@ -18,7 +18,7 @@ from gradalign_jax.ops.forms import LAYOUT
 
 
 def tanh_generator(rng, classes=3, latent=5, pixels=(4, 3, 2)):
-    """G(z, c) = tanh(A_c z + b_c), and the float64 arrays it is made of."""
+    """Return G(z, c) = tanh(A_c z + b_c), and its A and b in float64."""
     a = rng.normal(size=(classes, int(np.prod(pixels)), latent)) / latent
     b = rng.normal(size=a.shape[:2]) / 5
 
@@ -30,7 +30,7 @@ def tanh_generator(rng, classes=3, latent=5, pixels=(4, 3, 2)):
 
 
 def numpy_projection(a, b, image, target, steps, rates, penalty, eps):
-    """The algorithm as the paper has it, pair by pair; returns z and both losses (Eq. 15)."""
+    """Project as the paper describes it, pair by pair; return z and both losses (Eq. 15)."""
     found = []
     for x, c in zip(image.reshape(len(image), -1).astype(np.float64), target, strict=True):
         z = np.zeros(a.shape[2])
@@ -59,10 +59,10 @@ def test_adam_and_loss_equal_a_float64_loop():
     for ours, theirs in zip(losses, expected[1:], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     one_phase = numpy_projection(a, b, image, target, (42, 0), (0.1, 0.05), 0.7, 1e-4)[0]
-    assert np.abs(z - one_phase).max() > 1e-2  # the second phase, its penalty and its fresh state do matter
+    assert np.abs(z - one_phase).max() > 1e-2  # the second phase, its penalty and its fresh state matter
 
 
-def test_all_classes_are_one_flat_batch_and_what_vmap_gives():
+def test_a_flat_batch_of_all_classes_equals_vmap():
     generate_fn, *_ = tanh_generator(np.random.default_rng(1))
     image = jax.random.uniform(jax.random.key(0), (4, 4, 3, 2), minval=-1)
     find = projection.make((20, 5), latent_dim=5)
@@ -81,7 +81,7 @@ def generator():
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_folded_is_unfolded(generator, name):
+def test_folded_equals_unfolded(generator, name):
     unfolded, variables = generator
     keys = jax.random.split(jax.random.key(0))
     z, label = jax.random.normal(keys[0], (5, 128)), jnp.array([0, 2, 1, 2, 0])
@@ -121,7 +121,7 @@ def test_a_frozen_convolution_and_its_transpose(name, outputs, doubling):
 
 
 def products(text):
-    """The contractions of a program in StableHLO: products and convolutions, once for each place they stand."""
+    """Return the number of products and convolutions in the text of a StableHLO program."""
     return sum(text.count(f"stablehlo.{name}") for name in ("dot_general", "convolution"))
 
 
@@ -132,7 +132,7 @@ def test_no_gradient_of_a_weight_is_computed(generator, name):
     z, label = jnp.zeros((7, 128)), jnp.zeros(7, jnp.int32)
     forward = jax.jit(biggan_folded.generate).lower(folded, z, label).as_text()
     backward = jax.jit(jax.grad(lambda z: biggan_folded.generate(folded, z, label).sum())).lower(z).as_text()
-    # Each of the 11 layers has its transpose; a doubling by phases is 4 convolutions, its transpose one.
+    # Each of the 11 layers has its transpose; upsampling by phases is 4 convolutions, its transpose 1.
     assert products(forward) > 0
     assert products(backward) == 2 * products(forward) - (9 if name == "gpu" else 0)
     find = projection.make((3, 2))
@@ -152,7 +152,7 @@ def test_no_gradient_of_a_weight_is_computed(generator, name):
 
 @jax.jit
 def find_latents(folded, image, label, steps, eps):
-    """One program for several tests."""
+    """Project, in one program that several tests share."""
     find = projection.make(steps, penalty=0.03, eps=eps)
     return find(lambda z, c: biggan_folded.generate(folded, z, c), image, label)
 
@@ -168,7 +168,7 @@ def measured(folded, image, label, z):
 IMAGES, LABELS = jax.random.uniform(jax.random.key(2), (6, 32, 32, 3), minval=-1), np.arange(6, dtype=np.int32) % 3
 
 
-def test_a_pair_does_not_depend_on_those_beside_it(generator):
+def test_a_pair_does_not_depend_on_its_batch(generator):
     folded = biggan_folded.fold(generator[1])
 
     def run(image, label):
@@ -182,7 +182,7 @@ def test_a_pair_does_not_depend_on_those_beside_it(generator):
 
 
 def test_bfloat16_finds_almost_the_same(generator):
-    """What bfloat16 costs, both measured with the float32 generator."""
+    """Latents found in bfloat16 and float32 have nearly the same loss under the float32 generator."""
     exact, fast = (biggan_folded.fold(generator[1], jnp.dtype(name)) for name in ("float32", "bfloat16"))
     image = jax.jit(biggan_folded.generate)(exact, jax.random.normal(jax.random.key(3), (6, 128)), LABELS)
     label = (LABELS + 1) % 3
@@ -194,7 +194,7 @@ def test_bfloat16_finds_almost_the_same(generator):
 
 
 def test_against_torch(generator):
-    """A whole projection with equal weights, as the authors' loop does it: mean over the batch, spectral norm anew."""
+    """A whole projection with equal weights as in the authors' loop: batch-mean loss, spectral norm in every step."""
     torch = pytest.importorskip("torch")
     from launch.bench.torch_peer import biggan as peer
     from launch.bench.torch_peer.projection import project as peer_project

@@ -30,7 +30,7 @@ CURVES = [
     ((0, 1), (0.3, 0.3), 0.0, True),  # the attack does nothing
     ((0, 1), (0.0, 0.0), 0.0, True),
     ((0, 1, 2), (0.0, 0.0, 0.02), 1.5, True),  # T = 0.01
-    ((-1, 0, 1), (0.9, 0.0, 1.0), 0.5, False),  # the training error at ε = -1 is no point of the curve
+    ((-1, 0, 1), (0.9, 0.0, 1.0), 0.5, False),  # the training error at ε = -1 is not part of the curve
     ((-1, 0, 1, 2), (0.0, 0.3, 0.4, 0.7), 4 / 3, False),
     ((0, 0.001, 0.6), (0.19, 0.49, 0.52), 0.001 + 0.599 * 0.01 / 0.03, False),
     ((0,), (0.2,), 0.0, True),
@@ -55,7 +55,7 @@ def test_hand_made_curves(epsilons, errors, half, censored):
         ((-1,), (0.1,), "must include a number >= 0"),
     ],
 )
-def test_wrong_curves_are_named(epsilons, errors, named):
+def test_wrong_curves_are_refused(epsilons, errors, named):
     with pytest.raises(ValueError, match=named):
         robustness.epsilon_half(epsilons, errors)
 
@@ -84,7 +84,7 @@ def test_bracketed_search_equals_the_whole_grid_on_monotone_curves():
         whole = robustness.epsilon_half(epsilons, errors)
         assert value == pytest.approx(whole, abs=1e-12)
         assert value.censored == whole.censored
-        assert sorted(asked) == sorted(points)  # each at most once
+        assert sorted(asked) == sorted(points)  # each measured once
         shares.append(len(points) / len(epsilons))
     assert np.mean(shares) < 0.6
 
@@ -107,7 +107,7 @@ def test_a_good_guess_needs_two_points():
 
 @pytest.mark.parametrize(("off", "most"), [(0, 3), (1, 4), (2, 5)])
 def test_a_guess_that_is_off_by_some_points_needs_few(off, most):
-    """On 11 ε, the curve anywhere among them; 4 of them where the last epoch's value is one grid point away."""
+    """On 11 ε, wherever the curve crosses; at most 4 of them if the guess is one grid point off."""
     rng = np.random.default_rng(0)
     for _ in range(300):
         epsilons = np.arange(12.0)

@@ -1,4 +1,4 @@
-"""Whole runs through the task: resume, signals, devices, damage, refusals. A small Spheres run takes seconds."""
+"""Whole runs of the task `classifier`: resuming, devices, damaged files, errors. A small Spheres run takes seconds."""
 
 import importlib
 import json
@@ -46,7 +46,7 @@ def start(path, config):
 
 
 def last_checkpoint(path, config):
-    """Every array of the newest checkpoint."""
+    """Return every array of the newest checkpoint."""
     workdir = Workdir(path, config.to_dict())
     run = classifier.ClassifierRun(config, workdir)
     state = run.fresh_state()
@@ -61,7 +61,7 @@ def lines(path):
 
 
 class Killed(BaseException):
-    """A kill: nothing catches it."""
+    """Stands for a kill: nothing catches it."""
 
 
 @pytest.mark.parametrize("method", training.METHODS)
@@ -81,7 +81,7 @@ def test_a_killed_run_ends_in_the_same_bits(method, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             start(tmp_path / "killed", config)
     assert saves == [12, 24]
-    with monkeypatch.context() as patch:  # and once more in the middle of the test
+    with monkeypatch.context() as patch:  # killed again in the middle of the test
         patch.setattr(Workdir, "point", lambda self, **_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             start(tmp_path / "killed", config)
@@ -95,7 +95,7 @@ def test_a_killed_run_ends_in_the_same_bits(method, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", training.METHODS)
-def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
+def test_devices_change_a_run_only_by_rounding(method, tmp_path):
     states = {}
     for devices in (1, 2, 4):
         config = small(method, **{"devices": devices, "train.batch_size": 48})
@@ -109,8 +109,8 @@ def test_devices_change_a_run_by_rounding_alone(method, tmp_path):
     assert moved > 1e-2  # it did train
 
 
-def test_memory_does_not_grow_with_the_data_beyond_the_images():
-    """A compiled chunk needs, besides its arguments, the order of an epoch: some bytes per image."""
+def test_memory_grows_with_the_data_only_by_the_images():
+    """A compiled chunk needs, besides its arguments, only the order of an epoch: some bytes per image."""
     model = models.create("mlp", hidden=(16,), input_size=32 * 32)
     flat = Classifier(model.init, lambda v, image, train=False: model.apply(v, image.reshape(len(image), -1), train))
     optimizer = optax.sgd(0.1)
@@ -165,7 +165,7 @@ def test_evaluation_does_not_depend_on_devices():
     assert 0 < np.mean(measured[0][0][1]) < 1
 
 
-def test_evaluation_equals_the_model_called_at_once():
+def test_evaluation_equals_one_call_of_the_model():
     model = models.create("mlp", hidden=(16,))
     split = data.Split(*jax.device_get(data.load("spheres").sample(jax.random.key(1), 23)))
     variables = model.init(jax.random.key(0))
@@ -175,7 +175,7 @@ def test_evaluation_equals_the_model_called_at_once():
     np.testing.assert_array_equal(evaluation.errors(parallel.replicate(variables, on), "", 0.0, 0.1), expected)
 
 
-def test_attacks_start_in_directions_of_their_own(tmp_path):
+def test_random_starts_are_independent_of_the_test_set(tmp_path):
     """A sampled test set and the attacks on it must not share randomness: starts would lie along x."""
     config = small("baseline")
     workdir = Workdir(tmp_path, config.to_dict())
@@ -207,7 +207,7 @@ def test_seconds_add_up_over_starts(tmp_path, monkeypatch):
     assert spend(3, lambda workdir: None) == 80
 
 
-def test_torn_lines_and_files_cost_nothing_else(tmp_path):
+def test_damaged_lines_are_skipped_and_a_damaged_config_is_refused(tmp_path):
     config = small("baseline")
     workdir = Workdir(tmp_path, config.to_dict())
     workdir.point(measure="a", epsilon=0.1, value=1)
@@ -232,7 +232,7 @@ def test_a_refused_directory_is_released(tmp_path):
 
 
 def test_a_full_disk_under_tensorboard_is_reported(tmp_path):
-    """Its writer is a thread that dies silently, and then blocks its callers."""
+    """TensorBoard's writer is a thread that dies silently, and then blocks its callers."""
     workdir = Workdir(tmp_path, {})
     workdir.open_metrics(0)
     queue = workdir._board.file_writer.event_writer
@@ -294,7 +294,7 @@ def test_a_directory_of_another_config_or_writer_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"optimizer.learning_rate \(0.0001 -> 0.5\)"):
         Workdir(tmp_path, config.to_dict())
     config.optimizer.learning_rate, config.devices = 1e-4, 2
-    Workdir(tmp_path, config.to_dict()).close()  # the number of devices is free to change
+    Workdir(tmp_path, config.to_dict()).close()  # the number of devices may change
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -316,7 +316,7 @@ def test_divergence_stops_before_it_is_saved(steps, tmp_path):
         ({"data.name": "sphere"}, "did you mean 'spheres'"),
     ],
 )
-def test_the_limits_of_a_machine_or_data_set_are_named(changes, named, tmp_path):
+def test_errors_name_the_limits_of_the_machine_and_the_data_set(changes, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         start(tmp_path, small("baseline", **changes))
 
@@ -331,7 +331,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_input_gradient_of_clean_images_but_in_align():
+def test_only_align_computes_input_gradients_of_clean_images():
     """Backward passes of a step, counted as they are traced: baseline 1, pgd 1 + 1 in its loop."""
     passes = []
 

@@ -1,4 +1,4 @@
-"""Square Attack against an independent NumPy implementation, and its driver against the attack in one piece."""
+"""Square Attack against an independent NumPy implementation, and its driver against one uninterrupted search."""
 
 from functools import partial
 
@@ -26,12 +26,12 @@ def images(count, scale=0.9):
     rng = np.random.default_rng(2)
     image = rng.uniform(-scale, scale, (count, *SHAPE)).astype(np.float32)
     label = np.asarray(model(image, np)).argmax(-1)
-    label[::7] = (label[::7] + 1) % 3  # misclassified to begin with
+    label[::7] = (label[::7] + 1) % 3  # misclassified without an attack
     return image, label
 
 
 def numpy_attack(image, label, epsilon, queries, rng):
-    """One image, written from the published description; windows move an iterate by ±2ε and are clipped."""
+    """Attack one image as the paper of Square Attack describes it; windows move an iterate by ±2ε and are clipped."""
 
     def margin(x):
         logits = model(x[None], np)[0]
@@ -112,7 +112,7 @@ def test_stays_in_ball_and_range_and_reverts_failures(bounds):
     assert attacked.max() <= bounds[1]
     before, after = (np.asarray(model(x, np)).argmax(-1) != label for x in (image, attacked))
     moved = np.any(attacked != image, axis=(1, 2, 3))
-    np.testing.assert_array_equal(moved, after & ~before)  # failures and the misclassified come back as they were
+    np.testing.assert_array_equal(moved, after & ~before)  # failures and misclassified images come back unchanged
     assert 3 < moved.sum() < 37
 
 
@@ -133,7 +133,7 @@ def test_windows_follow_the_schedule():
     assert square.picture_shape((500,)) == (20, 25, 1)
 
 
-def test_windows_cover_what_the_published_code_covers():
+def test_window_positions_and_signs_match_the_published_code():
     """Corners are uniform on 0 .. size - side - 1, signs are one per channel."""
     blank = jnp.zeros((2000, 5, 7, 2), jnp.int8)
     keys = jax.random.split(jax.random.key(0), 2000)
@@ -150,7 +150,7 @@ def test_windows_cover_what_the_published_code_covers():
 
 
 def test_compaction_changes_no_decision():
-    """Blocks of one shape: the survivors of many (image, ε) pairs decide as if nobody had left."""
+    """Survivors of many (image, ε) pairs, packed into blocks, decide as if no pair had left."""
     image, label = images(37)
     epsilons, queries, block = (0.02, 0.06, 0.15), 150, 16
     image, label = np.tile(image, (3, 1, 1, 1)), np.tile(label, 3)
@@ -184,7 +184,7 @@ def test_compaction_changes_no_decision():
     for got, expected in zip(compacted, whole, strict=True):
         np.testing.assert_array_equal(got, expected)
     assert searched == sorted(searched, reverse=True)
-    assert searched[-1] < searched[0]  # some did leave
+    assert searched[-1] < searched[0]  # some pairs left
     assert search_block._cache_size() == start_block._cache_size() == 1
     assert traces[0][0] == 1
     attacked = square.make(queries)(model, keys, image, label, epsilon)
@@ -205,7 +205,7 @@ def test_an_empty_active_set_is_a_no_op():
     np.testing.assert_array_equal(square.make(50)(model, jax.random.key(0), image, label, 0.1), image)
 
 
-def test_keys_per_image_make_the_batch_irrelevant():
+def test_an_image_does_not_depend_on_its_batch():
     image, label = images(12)
     keys = jax.random.split(jax.random.key(0), 12)
     attack = square.make(20)
@@ -231,7 +231,7 @@ def test_epsilon_is_traced_and_vectors_are_pictures():
 
 
 def test_a_large_set_does_not_depend_on_devices():
-    """Blocks of survivors over 1 and 3 devices, against every pair searched to the end in blocks of that shape."""
+    """Blocks of survivors on 1 and 3 devices, against every pair searched to the end in blocks of the same shape."""
     classifier = models.create("mlp", hidden=(16,), input_size=144)
     flat = Classifier(classifier.init, lambda v, x, train=False: classifier.apply(v, x.reshape(len(x), -1)))
     variables, (image, _) = flat.init(jax.random.key(0)), images(20)
@@ -258,7 +258,7 @@ def test_a_large_set_does_not_depend_on_devices():
 
 
 @pytest.mark.parametrize("arguments", [{"queries": 0}, {"initial_fraction": 1.5}, {"bounds": (1.0, 0.0)}], ids=str)
-def test_wrong_arguments_are_named(arguments):
+def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="queries must lie in"):
         square.make(**arguments)
 
@@ -274,20 +274,20 @@ def test_the_reported_logits_decide_which_images_are_fooled():
         return jnp.stack([0.5 - x.mean((1, 2, 3)), jnp.zeros(len(x))], -1)
 
     decided = pieces.decide(logits_fn, image, label, jnp.array([0.25, 0.75, 0.25]), state)
-    # Fooled by the search alone: continues. By the reported logits alone: fooled. By neither: keeps its margin.
+    # Fooled in the search only: continues. In the reported logits only: fooled. In neither: keeps its margin.
     np.testing.assert_allclose(decided.margin, [0.25, -0.25, 0.3])
     np.testing.assert_array_equal(decided.pattern, sign)
 
 
 def tied_logits(x):
-    """Classes 0 and 1 tie at the top, 2 and 3 below: quantized, so that ties are common."""
+    """Return quantized logits: classes 0 and 1 tie at the top, 2 and 3 below."""
     level = jnp.floor(2 * x.mean((1, 2, 3)))
     return jnp.stack([level, level, level - 1, level - 1], -1)
 
 
 @pytest.mark.parametrize("logits_fn", [tied_logits, lambda x: jnp.zeros((len(x), 4)) + 0 * x.sum()], ids=["two", "all"])
 def test_a_tie_is_fooled_where_argmax_does_not_give_the_label(logits_fn):
-    """In every part: the start, the search and the decision."""
+    """The start, the search and the decision all count ties by argmax."""
     label = jnp.array([0, 1, 2, 3])
     image = jnp.full((4, 4, 4, 1), 0.1)
     pieces = square.parts(20)
@@ -305,7 +305,7 @@ def test_a_tie_is_fooled_where_argmax_does_not_give_the_label(logits_fn):
 
 
 def test_a_search_accepts_a_tie_that_argmax_gives_to_another_class():
-    """A step function of the mean: 0 ties with the label until the mean rises, then the label loses by nothing."""
+    """Class 0 loses by 1 until the mean rises above 0; then it ties with the label, and argmax gives class 0."""
     image, label = jnp.full((6, 4, 4, 1), -0.01), jnp.ones(6, jnp.int32)
 
     def logits_fn(x):

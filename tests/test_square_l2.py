@@ -1,4 +1,4 @@
-"""Square Attack in L2 against an independent NumPy implementation, and its driver against the attack in one piece."""
+"""Square Attack in L2 against an independent NumPy implementation, and its driver against one uninterrupted search."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ def model(x, np=jnp):
 def images(count, scale=0.9):
     image = np.random.default_rng(2).uniform(-scale, scale, (count, *SHAPE)).astype(np.float32)
     label = np.asarray(model(image, np)).argmax(-1)
-    label[::7] = (label[::7] + 1) % 3  # misclassified to begin with
+    label[::7] = (label[::7] + 1) % 3  # misclassified without an attack
     return image, label
 
 
 def numpy_hill(height, width):
-    """Squares around the center, added one by one."""
+    """Return the published pattern, built by adding one square around the center after another."""
     hill = np.zeros((height, width))
     row, column = height // 2, width // 2
     for m in range(max(height, width) // 2 + 1):
@@ -38,7 +38,7 @@ def numpy_pattern(side):
 
 
 def numpy_attack(image, label, epsilon, queries, rng):
-    """One image, written from the published description."""
+    """Attack one image as the paper of Square Attack describes it."""
     height, width, channels = image.shape
 
     def margin(x):
@@ -161,7 +161,7 @@ def test_start_is_a_mosaic():
 
 
 def test_compaction_changes_no_decision():
-    """`square.run` drives this search as it drives the one in L∞."""
+    """`square.run` also drives the L2 search."""
     image, label = images(24)
     epsilons, queries = (0.2, 0.8), 60
     image, label = np.tile(image, (2, 1, 1, 1)), np.tile(label, 2)
@@ -193,7 +193,7 @@ def test_compaction_changes_no_decision():
     np.testing.assert_array_equal(model(attacked).argmax(-1) != label, whole.margin <= 0)
 
 
-def test_keys_per_image_make_the_batch_irrelevant():
+def test_an_image_does_not_depend_on_its_batch():
     image, label = images(12)
     keys = jax.random.split(jax.random.key(0), 12)
     attack = square_l2.make(20)
@@ -219,6 +219,6 @@ def test_epsilon_is_traced_and_vectors_are_pictures():
 
 
 @pytest.mark.parametrize("arguments", [{"queries": 0}, {"initial_fraction": 1.5}, {"bounds": (1.0, 0.0)}], ids=str)
-def test_wrong_arguments_are_named(arguments):
+def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="queries must lie in"):
         square_l2.make(**arguments)

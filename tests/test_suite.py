@@ -1,4 +1,4 @@
-"""Suites of attacks: closed forms, survivors, resumption, and what they say against a model."""
+"""Suites of attacks: closed forms, survivors, resuming, and warnings about models."""
 
 import json
 
@@ -50,12 +50,12 @@ def test_the_worst_case_of_a_linear_model_is_its_distance(name, norm):
     exact = distances(norm).min(1)
     expected = [0.0, *(float((exact <= e).mean()) for e in epsilons)]
     worst = result["curves"][f"worst_{norm}"]
-    np.testing.assert_allclose(worst["errors"], expected, atol=1.01 / 24)  # an image at the edge of an ε
+    np.testing.assert_allclose(worst["errors"], expected, atol=1.01 / 24)  # an image at the edge of a ball
     assert worst["epsilons"] == [0.0, *epsilons]
     stages = ["apgd_ce", "apgd_t", "fab_t", "square"] if name == "autoattack" else ["apgd_t"]
     assert set(result["curves"]) == {f"{stage}_{norm}" for stage in [*stages, "worst"]}
     errors = np.array([result["curves"][f"{stage}_{norm}"]["errors"] for stage in stages])
-    assert (np.diff(errors, axis=0) >= 0).all()  # each curve includes the attacks before
+    assert (np.diff(errors, axis=0) >= 0).all()  # each curve includes the attacks before it
     assert errors[-1].tolist() == worst["errors"]
     for row, error in zip(result["fooled_by"], worst["errors"][1:], strict=True):
         assert np.mean([by is not None for by in row]) == error
@@ -68,7 +68,7 @@ def test_targets_are_the_nearest_linearized_boundaries():
         np.testing.assert_array_equal(found, distances(norm).argsort(1)[:, :2])
 
 
-def test_only_survivors_are_attacked_and_a_larger_epsilon_fools_as_well():
+def test_only_survivors_are_attacked_at_larger_epsilons():
     calls = []
 
     def stage(name, limit, minimal=False):

@@ -64,7 +64,7 @@ def test_first_residuals_are_small_and_pooling_needs_whole_windows():
     label = jnp.arange(6) % 2
     residual, _ = generator.apply(generator.init(jax.random.key(0)), image, 1 - label, label, train=True)
     chex.assert_equal_shape([residual, image])
-    # The last batch norm's weight is drawn around 0.1, and what it scales has deviation 1.
+    # The last batch norm's weight is drawn around 0.1, and its input is normalized to standard deviation 1.
     assert 0.05 < float(residual.std()) < 0.15
     with pytest.raises(ValueError, match="multiples of 4"):
         generator.apply(generator.init(jax.random.key(0)), image[:, :14], label, label)
@@ -78,8 +78,8 @@ def small_pair():
     return generator, critic, batch
 
 
-def test_gradients_are_those_of_the_losses_as_written():
-    """Against autodiff of the two objectives, each written out as the paper has it."""
+def test_gradients_equal_autodiff_of_the_papers_losses():
+    """The gradients of both updates equal autodiff of the two objectives as the paper writes them."""
     generator, critic, batch = small_pair()
     state = vrgan.create_state(generator, critic, OPTIMIZER, jax.random.key(0))
     chosen = vrgan.Weights(real=0.7, generated=0.2, fool=0.4, small=0.9)
@@ -184,7 +184,7 @@ def test_two_devices_equal_one():
     chex.assert_trees_all_close(*states, atol=2e-5, rtol=1e-4)
 
 
-def test_align_takes_the_generator_that_it_is_given(tmp_path):
+def test_align_uses_the_configured_generator(tmp_path):
     config = tiny(squares32)
     config.data.limit = 48
     config.evaluate.images = 16
@@ -213,7 +213,7 @@ def test_align_takes_the_generator_that_it_is_given(tmp_path):
         artifacts.load_residual(tmp_path, dataset)
 
 
-def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):
+def test_more_than_two_classes_are_refused(tmp_path, monkeypatch):
     config = tiny(squares32)
     ten = data.load("squares32", limit=8)._replace(num_classes=10)
     monkeypatch.setattr(task.batches, "load", lambda config: ten)
@@ -221,7 +221,7 @@ def test_more_than_two_classes_are_refused_by_name(tmp_path, monkeypatch):
         task.run(config, Workdir(tmp_path, config.to_dict()))
 
 
-def test_the_generator_that_trained_does_not_measure(tmp_path):
+def test_the_generator_of_training_is_refused_for_measuring(tmp_path):
     config = mnist35.get_config("align")
     with pytest.raises(ValueError, match=r"config\.delta_x\.generator=DIR"):
         config_checks.check(config)

@@ -21,24 +21,28 @@ from gradalign_jax.evaluation.programs import build
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Array, Classifier, DeltaX, Estimate, LogitsFn
 
-_SAME = 1e-3  # relative difference of logits up to which they count as the same function's
+_SAME = 1e-3  # largest relative difference of logits that still count as the same function's
 
 
 def _identity(split: data.Split, settings: tuple) -> dict[str, str]:
-    """Return what distinguishes one evaluation from another, except the classifier and Δx, which are functions."""
+    """Return what distinguishes one evaluation from another, without the classifier and Δx, which are functions."""
     images = b"".join(np.ascontiguousarray(rows).tobytes() for rows in split)
     return {"images": hashlib.blake2b(images, digest_size=16).hexdigest(), "settings": repr(settings)}
 
 
 def _recorded(point: schedule.Point, value: Callable[..., Any]) -> dict[str, list]:
-    """Return a point's recorded value; alignments are always measured anew, since Δx may be another function now."""
+    """Return a point's recorded value; alignments are always measured again, since Δx may be another function now."""
     if point.measure == "alignment":
         return point.compute()
     return value(point.measure, point.epsilon, point.part.start, point.compute)
 
 
 def _check_same(logits: Array, value: Callable[..., Any], workdir: str | os.PathLike) -> None:
-    """Compare logits with those recorded in `workdir`; their last digits depend on the device and the program."""
+    """Compare logits with those recorded in `workdir`; their last digits depend on the device and the program.
+
+    Raises:
+      ValueError: if they are those of another function.
+    """
     now = np.asarray(logits, np.float64)
     before = np.asarray(value("logits", None, 0, now.tolist))
     scale = np.abs(now[np.isfinite(now)]).max(initial=0)
@@ -78,21 +82,22 @@ def evaluate(
       epsilons: ascending, > 0, in units of the images: of PGD L∞ and of Square Attack.
       pgd, square, cw: the attacks' settings (`gradalign_jax.PGD`, `.Square`, `.CW`); None leaves an attack out.
       delta_x: (image, label, target, index) -> `[B, ...]`, a vector to class `target`; None leaves ᾱ_Δx out.
-      index: passed to `delta_x`; by default the image's position in `images`.
-      suite: "paper" makes the attacks above. "autoattack" and "malt" make the standard sequence of stronger attacks in
-        their place, each on the images that survived the ones before it; a `Suite` changes its settings.
-      norm: of a suite's attacks, "linf" or "l2"; `epsilons` are in that norm.
+      index: integers `[N]`, passed to `delta_x`; by default the image's position in `images`.
+      suite: "paper" runs the attacks above. "autoattack" and "malt" run a sequence of stronger attacks in place of PGD
+        and Square Attack, each on the images that survived the ones before it; a `Suite` changes their settings.
+      norm: of the attacks of a suite given by name, "linf" or "l2"; `epsilons` are in that norm.
       bounds: smallest and largest value of an image, attacked or not.
       block: images per device and program call; lower it where memory runs out.
       seed: of the attacks' randomness.
-      workdir: directory that records finished measurements; the same call resumes from it after a kill.
+      workdir: directory that records finished measurements, from which the same call resumes after a kill.
       keywords: the flat settings of earlier releases: `attacks` ("pgd_linf", "pgd_l2", "square_linf"), `steps`,
         `step_size`, `l2_step_size`, `l2_epsilons`, `loss`, `queries`, `cw_images`, `num_classes`.
 
     Returns:
-      JSON values: `accuracy`, `epsilon_half`, `curves` and, for each image, `smallest_epsilon` by attack;
-      `alpha_delta_x`, `alpha_x` and its variants, `linearity` (Figure 7's pairs), `warnings` (plain words), `classes`,
-      `images`. None where nothing was measured. With a suite, `curves` has `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`,
+      JSON values: `accuracy`, `accuracy_by_class`, `epsilon_half`, `curves` and, for each image, `smallest_epsilon` by
+      attack; `alpha_delta_x`, `alpha_x` and its variants, `linearity` (Figure 7's pairs), `theory` (how far the paper's
+      assumptions and bounds hold), `warnings` (plain words), `classes`, `images`. None where nothing was measured. With
+      a suite, `curves` has `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`,
       `square_NORM` (only `apgd_t_NORM` for "malt"), each the error after that attack and the ones before it, and
       `worst_NORM`; `fooled_by` names the attack, for each ε and image.
 
@@ -138,7 +143,7 @@ def evaluate(
     )
     plan = schedule.plan(attacks)
     if chosen:
-        plan = plan._replace(square_queries=0)  # the suite makes it, on the survivors
+        plan = plan._replace(square_queries=0)  # the suite runs it, on the survivors
     on = parallel.devices(0, 0)
     evaluation = build(
         Classifier(init=lambda key: {}, apply=lambda variables, image, train=False: (logits_fn(image), {})),
@@ -153,7 +158,7 @@ def evaluate(
     stages = suites.stages(evaluation, chosen, classes, bounds) if chosen else []
     nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     with contextlib.ExitStack() as stack:
-        # As in runs from a config: reported numbers come from float32 products, which accelerators shorten by default.
+        # As in runs from a config: reported numbers come from float32 products, which accelerators round by default.
         stack.enter_context(jax.default_matmul_precision("highest"))
         logits = logits_fn(jnp.asarray(split.image[:block]))
         options = {}
@@ -177,6 +182,6 @@ def evaluate(
 
 
 def _not_default(cw: CW | None, suite: str | Suite) -> tuple:
-    """Return the settings that earlier releases had no name for, where they are not the defaults."""
+    """Return the settings that earlier releases lacked, unless they are the defaults."""
     same = cw is None or dataclasses.replace(cw, images=CW.images) == CW()
     return (() if same else (cw,)) + (() if suite == "paper" else (suite,))

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `gradalign_jax.evaluate`: each fault is one line, before anything expensive runs."""
+"""Checks of the arguments of `gradalign_jax.evaluate`: one line for each fault, before anything expensive runs."""
 
 import dataclasses
 import math
@@ -17,7 +17,15 @@ from gradalign_jax.types import IMAGE_RANGE, DeltaX, LogitsFn
 
 
 def classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
-    """Return the number of classes, by tracing `logits_fn` without computing anything."""
+    """Return the number of classes, by tracing `logits_fn` without computing anything.
+
+    Args:
+      logits_fn: the classifier.
+      image: `[N, ...]`, of which only the shape is used.
+
+    Raises:
+      ValueError: if it cannot be traced or does not return logits `[B, K]` with K >= 2.
+    """
     two = jax.ShapeDtypeStruct((2, *image.shape[1:]), jnp.float32)
     try:
         logits = jax.eval_shape(logits_fn, two)
@@ -37,7 +45,11 @@ def classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
 
 
 def check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
-    """Check the shape that `delta_x` returns, by tracing it without computing anything."""
+    """Check the shape that `delta_x` returns for images `[N, ...]`, by tracing it without computing anything.
+
+    Raises:
+      ValueError: if it cannot be traced or does not return vectors of the images' shape.
+    """
     two, row = jax.ShapeDtypeStruct((2, *image.shape[1:]), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     try:
         shape = getattr(jax.eval_shape(delta_x, two, row, row, row), "shape", None)
@@ -49,7 +61,11 @@ def check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
 
 
 def grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Return the ε of an error curve as plain numbers."""
+    """Return the ε of an error curve as plain numbers.
+
+    Raises:
+      ValueError: unless they are finite, positive and ascending.
+    """
     try:
         epsilons = tuple(map(float, np.ravel(values)))
     except (TypeError, ValueError):
@@ -60,14 +76,22 @@ def grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def value_range(bounds: Sequence[float]) -> tuple[float, float]:
-    """Return the smallest and the largest value of an image as plain numbers."""
+    """Return the smallest and the largest value of an image as plain numbers.
+
+    Raises:
+      ValueError: unless `bounds` is two ascending numbers.
+    """
     if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
         raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
     return bounds if bounds is IMAGE_RANGE else (float(bounds[0]), float(bounds[1]))
 
 
 def check_attacks(attacks: Attacks) -> None:
-    """Raise ValueError on an unknown name, a size that is not a positive number, or a count below its minimum."""
+    """Check the settings of every attack.
+
+    Raises:
+      ValueError: if a loss is unknown, a size is not a positive number, or a count is below its minimum.
+    """
     sizes: dict[str, Any] = {}
     counts: dict[str, tuple[Any, int]] = {}
     if attacks.pgd:
@@ -88,14 +112,22 @@ def check_attacks(attacks: Attacks) -> None:
 
 
 def check_counts(counts: dict[str, tuple[Any, int]]) -> None:
-    """Raise ValueError unless every count, by name, is an integer and at least its minimum."""
+    """Check counts, given by name with their minimum.
+
+    Raises:
+      ValueError: unless each is an integer and at least its minimum.
+    """
     for name, (count, least) in counts.items():
         if not isinstance(count, Integral) or count < least:
             raise ValueError(f"{name}={count} must be an integer >= {least}")
 
 
 def places(index: Any, count: int) -> np.ndarray:
-    """Return the images' places in their data set as int32."""
+    """Return the images' places in their data set, int32 `[N]`.
+
+    Raises:
+      ValueError: if `index` is not one integer >= 0 per image.
+    """
     if index is None:
         return np.arange(count, dtype=np.int32)
     index = np.asarray(index)
@@ -109,7 +141,12 @@ def places(index: Any, count: int) -> np.ndarray:
 def earlier_keywords(
     keywords: dict[str, Any], pgd: PGD | None, square: Square | None, cw: CW | None
 ) -> tuple[PGD | None, Square | None, CW | None]:
-    """Apply the flat keywords of earlier releases, which keep working, to the options."""
+    """Return the options with the flat keywords of earlier releases applied.
+
+    Raises:
+      TypeError: on an unknown keyword.
+      ValueError: on an unknown attack.
+    """
     fields = {"steps", "step_size", "l2_step_size", "l2_epsilons", "loss"}
     if unknown := keywords.keys() - fields - {"attacks", "queries", "cw_images", "num_classes"}:
         raise TypeError(f"evaluate() has no argument {min(unknown)!r}")
@@ -132,7 +169,16 @@ def earlier_keywords(
 
 
 def resolve_pgd(pgd: PGD | None, epsilons: tuple[float, ...], shape: tuple[int, ...]) -> PGD | None:
-    """Return the settings of PGD with L2's ε and step size filled in."""
+    """Return the settings of PGD with L2's ε and step size filled in.
+
+    Args:
+      pgd: the settings; None: no PGD.
+      epsilons: of L∞.
+      shape: of one image.
+
+    Raises:
+      ValueError: if a norm is unknown, or L2's ε are not positive and ascending.
+    """
     if pgd is None:
         return None
     if unknown := set(pgd.norms) - {"linf", "l2"}:

@@ -1,7 +1,7 @@
-"""A function over a split, in blocks of one size on the devices.
+"""Functions of a split, computed in blocks of one size on the devices.
 
-Each program call takes one whole block per device, and each image has a key of its own. A value thus depends neither on
-the number of devices nor on the other images of its block, and nothing is compiled twice.
+Each program call takes one whole block per device, and each image has its own key. A value thus depends neither on the
+number of devices nor on the other images of its block, and nothing is compiled twice.
 """
 
 import copy
@@ -45,7 +45,7 @@ class Blocks:
         self._data = parallel.replicate(split, on)
 
     def resized(self, block: int) -> "Blocks":
-        """Return the same split, without another copy of it on the devices, in blocks of another size."""
+        """Return this split in blocks of another size, without another copy of it on the devices."""
         other = copy.copy(self)
         other.block = max(1, min(block, self.size))
         return other

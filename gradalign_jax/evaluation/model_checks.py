@@ -7,7 +7,7 @@ from jax.extend.core import jaxprs_in_params
 
 from gradalign_jax.types import Array, LogitsFn
 
-_ROUNDING = 1e-4  # up to which probabilities sum to one, and two calls of one function agree
+_ROUNDING = 1e-4  # tolerance for the sum of probabilities, and for two calls of one function
 
 
 def collect(logits_fn: LogitsFn, image: Array) -> list[str]:
@@ -40,7 +40,7 @@ def _normalized(logits: np.ndarray) -> list[str]:
 
 
 def _inner(logits_fn: LogitsFn, image: Array) -> list[str]:
-    """Warn of gradients inside the forward pass, as of a defense that optimizes its input."""
+    """Warn of gradients inside the forward pass, such as those of a defense that optimizes its input."""
     jaxpr = jax.make_jaxpr(logits_fn)(jnp.asarray(image))
     if not any("transpose(jvp" in str(equation.source_info.name_stack) for equation in _equations(jaxpr.jaxpr)):
         return []

@@ -14,11 +14,11 @@ class PGD:
 
     norms: "linf", "l2" or both.
     steps: gradient steps.
-    step_size: of L∞. The paper's 0.02 moves an image by 0.8 in 40 steps, too little for ε above about 0.4.
-    l2_step_size: of L2; None: `step_size` times √n, with n values in an image.
+    step_size: of PGD L∞. The paper's 0.02 moves an image by 0.8 in 40 steps, too little for ε above about 0.4.
+    l2_step_size: of PGD L2; None: `step_size` times √n, for an image of n values.
     l2_epsilons: ascending, > 0; None: the L∞ ε times √n.
     loss: "cross_entropy", or "margin", whose gradient does not vanish where the classifier is very confident.
-    precision: of the search, one of `ops.precision.NAMES`; what it finds is judged in float32.
+    precision: of the search, one of `ops.precision.NAMES`; the images it finds are classified in float32.
     """
 
     norms: Sequence[str] = ("linf", "l2")
@@ -81,7 +81,11 @@ class Suite:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        """Raise ValueError on an unknown name or norm, or a count below 1."""
+        """Check the settings.
+
+        Raises:
+          ValueError: if the name or norm is unknown, or a count is below 1.
+        """
         if self.name not in SUITES:
             raise ValueError(f"unknown suite {self.name!r}: use one of paper, {', '.join(SUITES)}")
         if self.norm not in ("linf", "l2"):

@@ -22,7 +22,8 @@ from gradalign_jax.types import Array, Attack, Classifier, Estimate, LogitsFn, V
 class Model(NamedTuple):
     """A classifier with its weights, in evaluation mode.
 
-    Calling it gives the logits that are reported; `searched` gives the same model prepared for an attack's many calls.
+    A call returns the logits behind every reported number; `searched` returns the model prepared for an attack's many
+    calls.
     """
 
     classifier: Classifier
@@ -52,7 +53,7 @@ class Evaluation:
       attacks: white-box attacks by name, built by `attacks.pgd.make`.
       delta_x: the Δx of ᾱ_Δx; None leaves that alignment out.
       loss: the loss that the attacks ascend, to count the images where its gradient is zero.
-      black_box: `attacks.square.parts(...)`.
+      black_box: `attacks.square.parts(...)` or `attacks.square_l2.parts(...)`.
       nearest: `attacks.cw.make(...)`.
       search, queries: precision of the inner steps of `attacks` and of the queries of `black_box` (one of
         `precision.NAMES`). The images they find are classified by the model itself, in JAX's current precision.
@@ -159,7 +160,7 @@ class Evaluation:
         return self._attack_program(attack)(variables, self.blocks.rows(part), *sizes)
 
     def errors(self, variables: Variables, attack: str, epsilon: float, step_size: float) -> np.ndarray:
-        """Return which images are misclassified after an attack of size ε, bool `[N]`; without an attack at ε = 0."""
+        """Return which images are misclassified after an attack of size ε (0: no attack), bool `[N]`."""
         found = self.clean(variables) if epsilon == 0 else self.attacked(variables, attack, epsilon, step_size)
         return found != self.label
 
@@ -188,10 +189,17 @@ class Evaluation:
     ) -> dict[str, np.ndarray]:
         """Run Square Attack at all ε at once.
 
-        (image, ε) pairs fill the blocks; after each chunk of queries the fooled pairs leave and the rest are packed.
+        Blocks hold (image, ε) pairs; after each chunk of queries the fooled pairs leave and the rest are packed.
+
+        Args:
+          variables: the weights.
+          epsilons: `[E]`.
+          queries: budget for each image and ε.
+          part: positions in the split.
+          tick: as in `attacks.square.run`.
 
         Returns:
-          `fooled` (an image misclassified without an attack counts) and the number of `queries`, `[ε, n]` each.
+          `fooled` (an image misclassified without an attack counts) and the number of `queries`, `[E, n]` each.
         """
         place = self.blocks.rows(part)["place"]
         each = np.repeat(np.asarray(epsilons, np.float32), len(place))

@@ -1,4 +1,4 @@
-"""From the measured values of each image to the numbers of a result and the rows of images.csv."""
+"""The numbers of a result and the rows of images.csv, from the measured values of each image."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ ATTACKS = ("pgd_linf", "pgd_l2", "square_linf")
 
 
 def wrong(values: Values, label: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
-    """Return who is misclassified at each ε of each attack, bool `[1 + E, N]`; the first row is without an attack."""
+    """Return which images each attack fools at each ε, bool `[1 + E, N]`; the first row is without an attack."""
     clean = values["clean", None]["predicted"] != label
     rows = {
         attack: np.stack([clean] + [values[attack, e]["predicted"] != label for e in epsilons])
@@ -69,7 +69,7 @@ def summarize(values: Values, split: Split, plan: Plan) -> dict[str, Any]:
 
 
 def curve(epsilons: list[float], rows: np.ndarray) -> dict[str, Any]:
-    """Return the error curve of `rows`, bool `[E, N]`: who is misclassified at each ε."""
+    """Return the error curve of `rows`, bool `[E, N]`: the images that are misclassified at each ε."""
     errors = rows.mean(1).tolist()
     half = robustness.epsilon_half(epsilons, errors)
     return {
@@ -83,14 +83,14 @@ def curve(epsilons: list[float], rows: np.ndarray) -> dict[str, Any]:
 
 
 def _queries(values: Values, plan: Plan) -> dict[str, Any]:
-    """Return Square Attack's query budget, and at each ε the mean over the images that needed any query."""
+    """Return Square Attack's query budget, and at each ε the mean of its queries on images that needed any."""
     queries = values["square_linf", None]["queries"]
     spent = [float(q[q > 0].mean()) if np.any(q > 0) else 0.0 for q in queries.T]
     return {"queries": plan.square_queries, "mean_queries": [0.0, *spent]}
 
 
 def _same_images(rows: dict[str, np.ndarray], plan: Plan) -> list[float]:
-    """Return PGD L∞'s errors on Square Attack's images; [] where it has other ε or was not run."""
+    """Return PGD L∞'s errors on Square Attack's images; [] if it has other ε or was not run."""
     if "pgd_linf" in rows and plan.grid("pgd_linf") == plan.grid("square_linf"):
         return rows["pgd_linf"][:, : rows["square_linf"].shape[1]].mean(1).tolist()
     return []
@@ -114,7 +114,7 @@ def _theory(values: Values, rows: dict[str, np.ndarray], plan: Plan, correct: np
     Returns:
       `condition`: share of images with {c*(x), m(x)} = {y, c̃(x)} (Theorem 1).
       `lemma_1`, `lemma_1_pgd`: median over correctly classified images of Lemma 1's |ρ| over the distance that Carlini
-        and Wagner's attack found, and over the smallest ε of the grid at which PGD L2 fooled.
+        and Wagner's attack found, and over the smallest ε of the grid at which PGD L2 fooled the image.
       `lower_bound`, `upper_bound`: Theorem 2's bounds of the mean robustness ρ_m, inf(D) ᾱ_Δx / 2 and
         sup(D) ᾱ_Δx / 2, with D the norms of Δx.
     """
@@ -146,12 +146,12 @@ def finite(values: Iterable[float]) -> list[float | None]:
 
 
 def table_of_images(values: Values, split: Split, plan: Plan) -> str:
-    """Return CSV with a line per image: closest class c̃, truth, prediction, distances, alignments, attacks' outcomes.
+    """Return CSV with a line per image: label, prediction, closest class c̃, distances, alignments, attacks' outcomes.
 
     `distance_class_k` is the signed linearized distance to class k's boundary, `alignment_class_k` the cosine of
     ∇(logit_k - logit_y) with Δx to k, `closest_class_attack_epsilon_ε` the class after PGD L∞ of size ε (the authors'
     columns). `smallest_epsilon_A` is the smallest ε of the grid at which attack A fooled the image. A cell is empty
-    where nothing was measured or no value exists (k = y, no ε fooled).
+    where nothing was measured or no value exists (k = y, or no ε fooled the image).
     """
     alignment, size = values["alignment", None], len(split.label)
     columns: dict[str, Any] = {

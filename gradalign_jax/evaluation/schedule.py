@@ -1,7 +1,7 @@
-"""What is measured of a classifier on a split, in which order, and in pieces that survive a kill.
+"""The measurements of a classifier on a split, in order, cut into points that are recorded and survive a kill.
 
-A point is one measurement on a range of images, small enough to be worth recording: an evaluation that was stopped
-resumes at the first point that is not recorded. Values are plain lists, so a recorded value equals a fresh one.
+A point is one measurement on a range of images, the most work that a kill can lose: a stopped evaluation resumes at the
+first point that is not recorded. Values are plain lists, so a recorded value equals a fresh one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Variables
 
-# Blocks of images in one point. A block of Square Attack holds an (image, ε) pair in each row.
+# Blocks of images per point. Square Attack fills as many blocks for every ε.
 _BLOCKS, _SQUARE_BLOCKS = 8, 1
 
 
@@ -63,7 +63,7 @@ def plan(attacks: Attacks, by_class: bool = False) -> Plan:
 
 
 class Point(NamedTuple):
-    """One measurement; `compute()` returns equally long lists by name, with an entry for each image of `part`."""
+    """One measurement; `compute()` returns lists by name, with one entry for each image of `part`."""
 
     measure: str
     epsilon: float | None
@@ -110,7 +110,7 @@ def schedule(
     plan: Plan,
     tick: Callable[[int, int], None] = lambda queries, left: None,
 ) -> list[Point]:
-    """Return the points of a plan, cheap ones first. `tick` follows Square Attack (see `attacks.square.run`)."""
+    """Return the points of a plan, cheap ones first; `tick` reports Square Attack's progress (`attacks.square.run`)."""
 
     def listed(measure, part):
         return {name: value.tolist() for name, value in measure(variables, part).items()}

@@ -2,7 +2,7 @@
 
 An attack gets only the images that no attack before it fooled, packed into full blocks, with ε in ascending order: an
 image that is fooled at one ε counts as fooled at every larger one. Images that are misclassified without an attack are
-not attacked. Each packed block is a point, so that a run that was killed resumes at the attack and block where it was.
+not attacked. The blocks of one call are a point, so a killed run resumes at the attack and block where it was.
 """
 
 import time
@@ -23,7 +23,7 @@ from gradalign_jax.ops import precision
 from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Array, Variables, predicted
 
-_DLR_CLASSES = 4  # the targeted DLR loss needs as many
+_DLR_CLASSES = 4  # the fewest for which the targeted DLR loss is defined
 
 
 class Stage(NamedTuple):
@@ -42,9 +42,9 @@ class Stage(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a suite found at each ε for each image.
+    """The outcome of a suite at each ε for each image.
 
-    fooled: by the number of attacks made, 0 (none) to all: bool `[1 + A, E, N]`.
+    fooled: whether the first 0, 1, ..., A attacks fooled it, bool `[1 + A, E, N]`; 0: misclassified without an attack.
     gradients, queries, seconds: spent by each attack, `[A, N]`, over all ε.
     """
 
@@ -137,7 +137,7 @@ def run(
     devices: int = 1,
     remember: Callable[[Point], dict[str, list]] = lambda point: point.compute(),
 ) -> Outcome:
-    """Make the attacks of a suite.
+    """Run the attacks of a suite.
 
     Args:
       attacks: `stages(...)`.
@@ -152,7 +152,7 @@ def run(
     with progress_bar(total=len(attacks) * len(epsilons), unit="ε") as bar:
         for number, stage in enumerate(attacks):
             now = fooled[-1].copy()
-            # A minimal-norm attack is made once, with the largest ε; its distance tells every ε that is enough.
+            # A minimal-norm attack runs once, with the largest ε; its distance decides for every ε.
             for epsilon in epsilons[-1:] if stage.minimal else epsilons:
                 row = epsilons.index(epsilon)
                 alive = np.flatnonzero(~(now.all(0) if stage.minimal else now[row]))
@@ -168,7 +168,7 @@ def run(
 
 
 def _points(stage: Stage, variables: Variables, epsilon: float, alive: np.ndarray, devices: int, remember: Callable):
-    """Yield positions and results of the images that are left, a call's blocks at a time."""
+    """Yield positions and results of the images that are left, one call at a time."""
     for first in range(0, len(alive), stage.block * devices):
         place = alive[first : first + stage.block * devices].astype(np.int32)
 
@@ -176,7 +176,7 @@ def _points(stage: Stage, variables: Variables, epsilon: float, alive: np.ndarra
             started = time.monotonic()
             found = stage.call(variables, place, np.full(len(place), epsilon, np.float32))
             distance = np.asarray(found["distance"], float)
-            within = distance <= np.float32(epsilon)  # whose rounding may exceed the list's own ε
+            within = distance <= np.float32(epsilon)  # ε rounded to float32 may exceed ε itself
             distance = np.where(within, np.minimum(distance, epsilon), np.inf)
             listed = {name: np.asarray(found[name]).tolist() for name in ("gradients", "queries")}
             each = (time.monotonic() - started) / len(place)

@@ -1,4 +1,4 @@
-"""Warnings that make an evaluation's numbers doubtful, in plain words (after the checks of AutoAttack).
+"""Reasons to doubt an evaluation's numbers, in plain words (after the checks of AutoAttack).
 
 Robustness is what the attacks did not break, so signs of weak attacks belong beside every number.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 NAMES = {"pgd_linf": "PGD L∞", "pgd_l2": "PGD L2", "square_linf": "Square Attack"}
-# Error rates that differ by less may do so by the attacks' random starts.
+# Smaller differences of error rates may come from the attacks' random starts.
 _NOISE = 0.01
 
 
@@ -43,14 +43,14 @@ def collect(
     white_box: Sequence[float] | None = None,
     loss: str = "cross_entropy",
 ) -> list[str]:
-    """Return reasons to doubt an evaluation's numbers, a line each; an empty list is good news.
+    """Return reasons to doubt an evaluation's numbers, a line each; [] if there are none.
 
     Args:
-      curves: by attack (`pgd_linf`, `pgd_l2`, `square_linf`): `epsilons`, `errors`, and `censored` as
-        `robustness.epsilon_half` says.
+      curves: by attack (`pgd_linf`, `pgd_l2`, `square_linf`): `epsilons`, `errors`, and `censored` as in
+        `robustness.epsilon_half`.
       zero_gradients: share of images where the gradient of the attack's loss is zero or not finite in every pixel.
       white_box: errors of PGD L∞ on the images and at the ε of `square_linf`; None: those of its curve.
-      loss: PGD's.
+      loss: of PGD.
     """
     lines = []
     if zero_gradients and any(name.startswith("pgd") for name in curves):
@@ -78,7 +78,7 @@ def collect(
 
 
 def not_finite(alignments: Mapping[str, np.ndarray]) -> list[str]:
-    """Return a line for each alignment `[N]` that is not a number on some images, where its mean is left out."""
+    """Return a line for each alignment `[N]` that is not a number on some images, so that its mean is left out."""
     lines = []
     for name, values in alignments.items():
         if count := int(np.sum(~np.isfinite(values))):
@@ -93,7 +93,7 @@ def far_descent(distance: np.ndarray, smallest_epsilon: np.ndarray) -> list[str]
     """Return a line if Carlini and Wagner's distance exceeds an ε at which PGD L2 fooled the same image.
 
     Args:
-      distance: `[n]`, of the first n images; +inf where none was found.
+      distance: `[n]`, of the first n images; +inf where the attack failed.
       smallest_epsilon: `[N]`, the smallest ε at which PGD L2 fooled each image; +inf where none did.
     """
     farther = distance > smallest_epsilon[: len(distance)] * (1 + _NOISE)

@@ -1,4 +1,4 @@
-"""Loaders of what finished runs hold: classifiers, generators, stores of projections, and the Δx made of them."""
+"""Loaders of the files of finished runs: classifiers, generators, stores of projections, and the Δx made from them."""
 
 import hashlib
 import importlib
@@ -32,7 +32,7 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
     Args:
       section: `config.delta_x` or `config.evaluate`: its `generator` or `store` is a finished run's directory; without
         one, its `name` (in `config.evaluate`: `delta_x`) is an estimator, a file of gradalign_jax/deltax whose
-        `make(images, labels)` gets the training split. Without any of them the Δx is exact, where the data set has it.
+        `make(images, labels)` gets the training split. Without any of them the Δx is exact, if the data set has one.
       dataset: the data.
       split, images: the examples that need a Δx: the first `images` of a split (0 = all).
 
@@ -40,7 +40,8 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
       The Δx, or None where there is none.
 
     Raises:
-      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images.
+      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images; or if
+        an estimator has no training split.
     """
     for key, load in (("generator", load_residual), ("store", load_projections)):
         if section[key]:
@@ -82,10 +83,10 @@ def check_apart(trained: Mapping[str, Any] | None, measuring: Mapping[str, Any] 
 
     Args:
       trained, measuring: descriptions of the two Δx (`Estimate.described`); None: there is none.
-      same_allowed: accept it.
+      same_allowed: whether to accept one generator for both.
 
     Raises:
-      RunError: if one generator made both.
+      RunError: if one generator made both, and `same_allowed` is False.
     """
     # A run's raw weights and their moving average count as one generator.
     generators = {each.get("run", each.get("digest")) for each in (trained, measuring) if each}
@@ -103,8 +104,8 @@ def load_classifier(directory: str | os.PathLike, dataset_name: str, key: str) -
     """Load a finished classifier run's weights, its config, and the description stored with the weights.
 
     Args:
-      directory: the run's.
-      dataset_name: the data set it must have been trained on.
+      directory: the run's directory.
+      dataset_name: the data set that it must have been trained on.
       key: the config key that names the directory, for the message.
 
     Raises:
@@ -153,10 +154,10 @@ def load_residual(directory: str | os.PathLike, dataset: data.Dataset) -> Estima
     """Load the Δx of a finished VR-GAN run: its generator's residual, in evaluation mode.
 
     Raises:
-      RunError: if the run is unfinished, damaged, or of another data set.
+      RunError: if the run is unfinished, damaged, of another task, or of another data set.
     """
     variables, described = weights.read(Path(directory) / GENERATOR)
-    config = ConfigDict(described.get("config", {"task": "another"}))
+    config = ConfigDict(described.get("config", {"task": "different"}))
     if config.task != "vrgan":
         raise RunError(
             f"{directory} holds the generator of a {config.task} run: config.*.generator takes a vrgan run, "
@@ -183,7 +184,7 @@ def load_gan(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Ge
     the generator's 32 pixels), dataset, ema, config, the digest of the variables, and that of the run.
 
     Raises:
-      RunError: if the run is unfinished or its file damaged.
+      RunError: if the run is unfinished, of another task, or its file damaged.
     """
     tree, described = weights.read(Path(directory) / GENERATOR)
     if not {"raw", "ema"} <= tree.keys():
@@ -211,10 +212,10 @@ def image_hashes(images: data.Split) -> np.ndarray:
 
 
 def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
-    """Load the Δx of a finished projection run: G(z*, target) - x (Eq. 16), with x' generated where it is needed.
+    """Load the Δx of a finished projection run: G(z*, target) - x (Eq. 16), with x' generated on demand.
 
     Raises:
-      RunError: if the run is unfinished or damaged, or its images are not this data set's.
+      RunError: if the run is unfinished, damaged, or of another data set, or its images differ from this data set's.
     """
     directory = Path(directory)
     found = shards.find(directory / STORE)
@@ -243,7 +244,11 @@ def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Est
 
 
 def _check_images(directory: Path, dataset: data.Dataset, index: np.ndarray, expected: np.ndarray) -> None:
-    """Raise RunError where a projected image differs from the data set's."""
+    """Compare the hashes of the projected images with the data set's images.
+
+    Raises:
+      RunError: if one differs.
+    """
     for split in dataset.splits.values():
         covered = np.isin(split.index, index)
         present = data.Split(*(rows[covered] for rows in split))

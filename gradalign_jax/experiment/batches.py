@@ -29,7 +29,7 @@ def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
     """Return the configured number of steps, or the number of whole batches in the data set.
 
     Raises:
-      RunError: if there are fewer, or no number is configured for a sampled data set.
+      RunError: if the data set has fewer batches, or no number is configured for a sampled data set.
     """
     batch, wanted = config.train.batch_size, config.train.steps_per_epoch
     if dataset.sample is not None:
@@ -46,7 +46,7 @@ def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
 
 
 def source(config: ConfigDict, dataset: data.Dataset, steps_per_epoch: int, key: jax.Array) -> Callable:
-    """Build the source of a chunk's batches: fresh samples, or an epoch's permutation of the images on the device."""
+    """Build the source of a chunk's batches: fresh samples, or the images on the device in an epoch's random order."""
     if dataset.sample is not None:
         return lambda _, first: lambda key, slots, step: dataset.sample(key, indices=slots)
     size, batch = len(dataset.splits["train"].label), config.train.batch_size

@@ -36,13 +36,13 @@ _PATHS = (
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
 )
 
-# Rules for the keys of every task, then of each.
+# Rules for keys that every task has; those of each task follow.
 _SHARED = {
     "devices": _ZERO_OR_MORE,
     "matmul_precision": _one_of("policy", "highest"),
     "data.limit": _ZERO_OR_MORE,
 }
-# Measuring a classifier.
+# Rules for measuring a classifier.
 _TEST = {
     "precision.evaluation": _SEARCHED,
     "precision.square": _SEARCHED,
@@ -178,7 +178,7 @@ def _estimators() -> list[str]:
 
 
 def _check_source(name: str, section: ConfigDict) -> None:
-    """Refuse a Δx with two sources, with a missing one, or by an unknown name."""
+    """Refuse a Δx with two sources, a missing one, or an unknown name."""
     key = "name" if "name" in section else "delta_x"
     estimator = section[key]
     if estimator and estimator not in _estimators():
@@ -196,7 +196,7 @@ def _check_source(name: str, section: ConfigDict) -> None:
 
 
 def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
-    """Refuse to measure alignment by the Δx that the classifier was trained with.
+    """Refuse to measure alignment with the Δx that the classifier was trained with.
 
     Raises:
       ValueError: if both sections name the same generator or store, and `measuring.same_generator` is False.
@@ -213,7 +213,7 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
 
 
 def _check_estimates(config: ConfigDict) -> None:
-    """Refuse a missing Δx, and one for both training and measuring."""
+    """Refuse a missing Δx, and one Δx for both training and measuring."""
     _check_source("delta_x", config.delta_x)
     _check_source("evaluate", config.evaluate)
     if config.method != "align":
@@ -282,7 +282,7 @@ def _check_project(config: ConfigDict) -> None:
         raise ValueError(f"config.project.generator={directory!r}: no such directory; give a finished gan run's")
 
 
-# Rules for several keys, and for files.
+# Checks of several keys together, and of files.
 _CHECKS = {
     "classifier": _check_classifier,
     "evaluate": _check_evaluate,

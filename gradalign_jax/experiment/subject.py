@@ -58,7 +58,9 @@ class Subject(NamedTuple):
     """A classifier without its weights, and the data that it is trained or measured on.
 
     config: the task's, with the sections `data`, `attack` and `evaluate`.
-    key: of the seed that trained the classifier; a sampled test set and the attacks' randomness derive from it.
+    bounds: the range that attacked images are clamped to.
+    measuring: the Δx of ᾱ_Δx, if any.
+    key: from the seed that trained the classifier; a sampled test set and the attacks' randomness derive from it.
     """
 
     config: ConfigDict
@@ -79,7 +81,7 @@ class Subject(NamedTuple):
         return batches.split(self.config, self.dataset, name, self.stream(stream))
 
     def training_attack(self) -> Attack:
-        """Return the PGD L∞ that PGD training uses."""
+        """Return the attack of PGD training, PGD L∞."""
         attack = self.config.attack
         return pgd.make("linf", steps=attack.steps, loss=attack.loss, bounds=self.bounds)
 
@@ -106,7 +108,7 @@ class Subject(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Images per device that a program measures at a time: the configured number, or as many as memory allows."""
+        """Images per device and program call: the configured number, or as many as memory allows."""
         return self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
 
     def evaluation(self, split: data.Split, stream: int, attacks: Attacks, block: int = 0) -> Evaluation:
@@ -156,7 +158,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
       by_class: also write images.csv, with the distances and alignments of every class.
 
     Returns:
-      `results.summarize`, and a description of the Δx that measured.
+      `results.summarize`, a description of the Δx as `delta_x`, and the numbers of a configured suite as `suite`.
     """
     config = subject.config
     split = head(subject.split("test"), config.evaluate.images)
@@ -186,7 +188,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
 def _measure_suite(
     subject: Subject, split: data.Split, copies: Any, wrong: np.ndarray, block: int, remember: Any
 ) -> dict[str, Any]:
-    """Make the configured suite of attacks on the test split; return its part of the result (`suite.add`)."""
+    """Run the configured suite of attacks on the test split; return its part of the result (`suite.add`)."""
     section = subject.config.evaluate
     options = Suite(section.suite, section.norm, section.suite_steps, queries=section.suite_queries)
     epsilons = section.linf_epsilons if options.norm == "linf" else section.l2_epsilons
@@ -202,8 +204,8 @@ def _measure_suite(
 def _recorded_block(subject: Subject, workdir: Workdir) -> tuple[int, Any]:
     """Return the block size of a recorded evaluation, and the workdir's record of points.
 
-    Points are ranges of whole blocks, so an evaluation that resumes on another device keeps its block size; one that
-    is configured anew, for instance after memory ran out, is measured from the start.
+    Points are ranges of whole blocks, so an evaluation that resumes on another device keeps its block size. If another
+    size is configured, for instance after memory ran out, everything is measured again.
     """
     value = workdir.remembered()
     block = value("block", None, 0, lambda: subject.block)

@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files that killed writers left in a folder; the caller must be its only writer."""
-    with suppress(OSError):  # a directory that may be read, not written
+    with suppress(OSError):  # a read-only directory
         for path in folder.iterdir():
             if _TEMPORARY.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)

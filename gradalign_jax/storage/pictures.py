@@ -1,6 +1,6 @@
 """Pictures of a run: error over ε, input gradients beside their images, and rows of images.
 
-They look alike for every user: a matplotlibrc and the backend of a notebook have no effect.
+They look alike for every user: neither a matplotlibrc nor a notebook's backend has an effect.
 """
 
 import io
@@ -22,7 +22,7 @@ from gradalign_jax.storage.atomic import write_atomically
 
 @contextmanager
 def optional() -> Iterator[None]:
-    """Log an error while pictures are drawn instead of raising it: no result may be lost to a picture."""
+    """Log errors in the context instead of raising them: no result may be lost to a picture."""
     try:
         yield
     except Exception as error:
@@ -31,7 +31,7 @@ def optional() -> Iterator[None]:
 
 @contextmanager
 def _panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
-    """Give the axes `[rows, columns]` of a figure of `size` inches, and write it.
+    """Yield the axes `[rows, columns]` of a figure of `size` inches, and write it.
 
     Raises:
       RunError: if the file cannot be written.
@@ -58,12 +58,12 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw error rate over ε, one panel per attack, with the threshold that defines ε50%."""
+    """Draw the error rate over ε, one panel per attack, with the threshold that defines ε50%."""
     with _panels(path, 1, len(curves), (4 * len(curves), 3)) as axes:
         for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
             epsilons = np.asarray(curve["epsilons"])
             axis.plot(epsilons, curve["errors"], "o-", markersize=4)
-            axis.axhline(curve["threshold"], color="grey", linewidth=0.8, linestyle="--")
+            axis.axhline(curve["threshold"], color="gray", linewidth=0.8, linestyle="--")
             smallest = float(epsilons[epsilons > 0].min())
             axis.set_xscale("symlog", linthresh=smallest)
             axis.set(xlabel="ε", ylabel="error rate", xlim=(-smallest / 4, None), ylim=(-0.02, 1.02), title=name)
@@ -109,7 +109,7 @@ def draw_rows(
 
 
 def draw_projections(path: Path, image: Any, projected: Any, label: Any) -> None:
-    """Draw one row per image: x `[N, ...]` with its class, then its projection to each class `[N, K, ...]`."""
+    """Draw one row per image: x `[N, ...]` with its class, then its projection onto each class `[N, K, ...]`."""
     pictures = np.concatenate([np.asarray(image)[:, None], np.asarray(projected)], axis=1).clip(-1, 1) / 2 + 0.5
     rows, columns = pictures.shape[:2]
     with _panels(path, rows, columns, (0.9 * columns, 0.95 * rows)) as axes:

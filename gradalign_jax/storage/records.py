@@ -1,4 +1,4 @@
-"""JSON records that carry a digest of themselves, so that a flipped byte is noticed. Imports no JAX."""
+"""JSON records that carry a digest of their values, so that damage is noticed. Imports no JAX."""
 
 import hashlib
 import json

@@ -36,11 +36,11 @@ def precisions(config: ConfigDict) -> dict[str, str]:
 
 
 def provenance(config: ConfigDict, *, seconds: float, devices: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
-    """Return the last six entries of every task's result: how, on what and from which config it was computed.
+    """Return the six entries that all tasks' results share: how, on what and from which config they were computed.
 
     Args:
-      config: of the run.
-      seconds: how long it worked.
+      config: the run's config.
+      seconds: the run's working time.
       devices: their kinds.
       notes: remarks for the reader of the result.
     """
@@ -64,10 +64,10 @@ def classifier_result(
     devices: list[str],
     notes: list[str],
 ) -> dict[str, Any]:
-    """Return the content of result.json.
+    """Return the content of result.json for the tasks `classifier` and `evaluate`.
 
     Args:
-      config: of the task.
+      config: the task's config.
       run: the config that trained the classifier: `config` itself, or that of the evaluated run.
       measured: the numbers of `evaluation.results.summarize`, None where nothing was measured.
       best: the selected epoch.
@@ -84,7 +84,7 @@ def classifier_result(
 
 
 def table(outcome: Mapping[str, Any]) -> str:
-    """Return the measured numbers beside the paper's (Tables 2 and S2), for a terminal."""
+    """Format the measured numbers beside the paper's (Tables 2 and S2), for a terminal."""
     numbers = paper.numbers(outcome["dataset"], outcome["method"])
     values = {"accuracy": outcome["accuracy"], **outcome["epsilon_half"], **{a: outcome[a] for a in ALPHAS}}
     lines = [

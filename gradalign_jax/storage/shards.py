@@ -1,7 +1,7 @@
 """Arrays that take days to compute, on disk: written shard by shard and verified when read.
 
     identity.json        everything that the arrays depend on
-    000000.safetensors   shard 0, the rows 0 ... size - 1 of every array, with its hash; and so on
+    000000.safetensors   shard 0: rows 0 to size - 1 of every array, with their hash; and so on
 
 A shard is a function of the identity and its number. A run that is killed and started again computes the missing and
 damaged shards, and ends in the same bytes.
@@ -27,8 +27,8 @@ class Store:
 
     Args:
       folder: where they are.
-      identity: everything they depend on, with "rows", the number of rows in all, and "shard", the rows of a shard
-        (the last may have fewer).
+      identity: everything they depend on, with "rows", the total number of rows, and "shard", the number of rows in a
+        shard (the last may have fewer).
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):

@@ -1,15 +1,17 @@
-"""A run's directory: the only file that writes one.
+"""A run's directory: its config, checkpoints, metrics and results.
 
     config.json          the resolved config
-    checkpoints/N/       Orbax; N.json beside it holds the run's seconds and the hashes of step N, which is saved once
-                         this file exists
+    checkpoints/N/       step N, written by Orbax; counts once N.json beside it exists, its manifest: the run's seconds
+                         and the files' hashes
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
     evaluation.jsonl     finished points of the final evaluation
-    result.json, *.png   the outcome; pictures.npz holds the arrays behind the pictures, images.csv a line per test
+    result.json, *.png   the result; pictures.npz holds the arrays behind the pictures, images.csv one line per test
                          image
 
-Lines and manifests carry a digest; damaged ones are left out, those of older runs without a digest are read. A run
-that is killed resumes from the last intact checkpoint when the same command is typed again.
+A task adds its weights (*.safetensors) and a projection run its store/.
+
+Lines and manifests carry a digest; damaged ones are skipped, and older runs' are read without one. A killed run resumes
+from the last intact checkpoint when the same command is typed again.
 """
 
 import fcntl
@@ -32,7 +34,7 @@ from gradalign_jax.errors import RunError
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
 from gradalign_jax.storage.records import seal, unseal
 
-KEEP = 2
+KEEP = 2  # checkpoints
 # Keys that change where, how fast or how visibly a run computes, but not its result.
 FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "train.checkpoint_minutes", "evaluate.block")
 _RESUME = "free space and type the same command again to resume from the last checkpoint"
@@ -61,11 +63,11 @@ class Workdir:
 
     Args:
       path: created if it is missing.
-      config: the resolved config as plain data; a directory of another config is refused, the differing keys named.
+      config: the resolved config as plain data.
 
     Raises:
-      RunError: if the directory cannot be written, belongs to another config, or has a live writer. A finished run
-        need not be writable, and its config may lack keys that are newer.
+      RunError: if the directory cannot be written, belongs to another config (the differing keys are named), or has a
+        live writer. A finished run need not be writable, and its config may lack keys that are newer.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -85,7 +87,7 @@ class Workdir:
             self._claim(json.loads(json.dumps(config)), finished)
             self._count_from(max((point["seconds"] for point in self.points()), default=0.0))
         except RunError:
-            self.close()  # a corrected call in the same process may have it
+            self.close()  # a corrected call in the same process can claim it
             raise
 
     def _hold(self) -> None:
@@ -125,15 +127,15 @@ class Workdir:
             write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
 
     def seconds(self) -> float:
-        """Return how long the run has worked, earlier starts up to their last save included."""
+        """Return how long the run has worked, including earlier starts up to their last save."""
         return time.monotonic() - self._started
 
     def _count_from(self, seconds: float) -> None:
-        """Add the time of earlier starts, where it is more than is counted already."""
+        """Count at least `seconds` for earlier starts."""
         self._started = min(self._started, time.monotonic() - seconds)
 
     def saved(self) -> str:
-        """Return what a later start resumes from, in words."""
+        """Describe what a later start resumes from."""
         steps, points = self._steps(), len(self.points())
         shards = len(list((self.path / "store").glob("*.safetensors")))
         parts = [
@@ -156,7 +158,7 @@ class Workdir:
         Raises:
           RunError: if it cannot be written; the checkpoints before it stay.
         """
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # slow to import, and an evaluation needs none
 
         folder, manifest = self.checkpoints / str(step), self.checkpoints / f"{step}.json"
         manifest.unlink(missing_ok=True)
@@ -167,7 +169,7 @@ class Workdir:
                 {"epoch_open": True} if epoch_open else {}
             )
             write_atomically(manifest, json.dumps(seal(record)))
-        except RunError:  # the manifest
+        except RunError:  # from writing the manifest
             self._remove_uncounted()
             raise
         except (OSError, ValueError) as error:  # Orbax's storage reports a full disk as a ValueError
@@ -194,17 +196,17 @@ class Workdir:
             record = json.loads((self.checkpoints / f"{step}.json").read_text())
         except (OSError, ValueError):
             return None
-        if isinstance(record, dict) and record.keys() == {"seconds", "files"}:  # an older run's, without a digest
+        if isinstance(record, dict) and record.keys() == {"seconds", "files"}:  # of an older run, without a digest
             return record if isinstance(record["seconds"], int | float) else None
         return unseal(record)
 
     def restore(self, like: Any) -> Any | None:
-        """Return the newest intact checkpoint in the structure of `like`, or None; damaged ones are named and skipped.
+        """Return the newest intact checkpoint in the structure of `like`, or None; damaged ones are logged and skipped.
 
         Raises:
           RunError: if there are checkpoints and all are damaged.
         """
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # as in `save`
 
         for step in reversed(self._steps()):
             folder, manifest = self.checkpoints / str(step), self._manifest(step)
@@ -225,13 +227,13 @@ class Workdir:
     # ---- metrics and results
 
     def open_metrics(self, step: int, epoch_open: bool = False) -> None:
-        """Drop the metrics after `step`, whose work a kill undid, and open for more.
+        """Drop the metrics after `step`, whose work a kill undid, and open the files for more.
 
         Args:
           step: the last one that counts.
           epoch_open: whether the epoch that ends at `step` is still to be validated; drops its validation too.
         """
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # slow to import, and an evaluation needs none
 
         undone = step if epoch_open else step + 1
         kept = [line for line in self.history() if line["step"] < (undone if "epoch" in line else step + 1)]
@@ -245,7 +247,7 @@ class Workdir:
           RunError: if they cannot be written.
         """
         self._append("metrics.jsonl", seal({"step": step, **values}))
-        if not self._board_writes():  # its queue would fill up, and then block for ever
+        if not self._board_writes():  # its queue would fill up, and then block forever
             raise RunError(f"cannot write {self.path / 'tensorboard'}: {_RESUME}")
         for name, value in values.items():
             if isinstance(value, int | float):
@@ -317,7 +319,7 @@ class Workdir:
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
 
     def close(self) -> None:
-        """Let another writer in."""
+        """Close the files and release the lock."""
         if self._board is not None and self._board_writes():
             self._board.close()
         if self._lock is not None:
@@ -339,7 +341,7 @@ def _older_metrics(line: Any) -> dict[str, Any] | None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep Orbax from logging the traceback of each of its threads: what it raises is reported in one line."""
+    """Keep Orbax from logging the traceback of each of its threads: the error it raises is reported in one line."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
@@ -349,7 +351,7 @@ def _silent() -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """Return why a checkpoint cannot be written, from Orbax's long account."""
+    """Return one line from Orbax's long report on why a checkpoint cannot be written."""
     if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):  # TensorStore's name for a full disk
         return "No space left on device"
     return str(error).splitlines()[0][:200]

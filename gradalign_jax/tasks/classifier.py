@@ -1,4 +1,4 @@
-"""Task `classifier`: train plainly, with the alignment penalty or with PGD; select an epoch; test it."""
+"""Task `classifier`: train a classifier by one of three methods, select an epoch, test it."""
 
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -169,7 +169,7 @@ class ClassifierRun:
         best = self.train()
         trained_by = self.delta_x and self.delta_x.described
         described = {"config": self.config.to_dict(), "delta_x": trained_by}
-        weights.write(self.workdir.path / "classifier.safetensors", best.variables, **described)
+        weights.write(self.workdir.path / artifacts.CLASSIFIER, best.variables, **described)
         verified = self.verify(best)
         measured = test(self.subject, best.variables, self.workdir)
         selected, whole = verified["validation_epsilon_half"], verified["validation_epsilon_half_whole_grid"]

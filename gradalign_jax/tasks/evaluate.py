@@ -1,4 +1,4 @@
-"""Task `evaluate`: measure a finished classifier run with PGD, Square Attack and, optionally, Carlini-Wagner."""
+"""Task `evaluate`: measure a finished classifier run with PGD and, if configured, further attacks."""
 
 import os
 from typing import Any
@@ -18,7 +18,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     """Measure the run that config.classifier names, or resume; return the result.
 
     Raises:
-      RunError: if that run is not finished, damaged, of another data set, or trained by the Δx that is to measure it.
+      RunError: if that run is unfinished, damaged, of another data set, or trained with the Δx that is to measure it.
     """
     variables, trained, described = artifacts.load_classifier(config.classifier, config.data.name, "config.classifier")
     before = artifacts.load_result(config.classifier)

@@ -1,4 +1,4 @@
-"""Task `gan`: train the conditional GAN, draw samples on the way, and check that it did not collapse."""
+"""Task `gan`: train the conditional GAN, draw samples during training, and check that it did not collapse."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from gradalign_jax.training import gan, loop
 from gradalign_jax.types import Classifier, Variables
 
 _LEAK = "the GAN was trained on the classifier's validation images too, as the authors' was"
-_BLOCK = 50  # samples that the check generates at a time
+_BLOCK = 50  # samples that the check generates per call
 
 # Streams of randomness below the run's one seed.
 _INIT, _ORDER, _STEP, _PICTURE, _CHECK = range(5)
@@ -36,7 +36,7 @@ def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
     """Return the GAN's training images, padded with black to the generator's size.
 
     Raises:
-      RunError: if they are larger than the generator's, or not images.
+      RunError: if they are larger than the generator's images, or not images.
     """
     if len(dataset.image_shape) != 3 or max(dataset.image_shape[:2]) > biggan.SIZE:
         raise RunError(
@@ -127,7 +127,7 @@ class GanRun:
         return lambda state: program(state, images, self.stream(_STEP), None)
 
     def optimizer(self):
-        """Create Adam; each network has a state of its own."""
+        """Create Adam; each network has its own state."""
         return training.adam(self.config.optimizer.learning_rate, self.config.optimizer.b1, self.config.optimizer.b2)
 
     def fresh_state(self) -> gan.GanState:
@@ -138,7 +138,7 @@ class GanRun:
     def train(self) -> gan.GanState:
         """Train from the last checkpoint, or from step 0; return the last state, on the host."""
         config = self.config
-        # A program crosses neither the end of a data epoch nor a picture.
+        # No program runs past the end of a data epoch, or past an iteration after which samples are drawn.
         length = loop.chunk_length(math.gcd(self.per_epoch, config.gan.sample_every), config.train.log_every)
 
         def draw(period: int, state: gan.GanState, best: tuple, bar: tqdm) -> tuple:
@@ -162,7 +162,7 @@ class GanRun:
         return state
 
     def sample(self, variables: Variables, key: jax.Array, label: np.ndarray) -> np.ndarray:
-        """Generate images of these classes in evaluation mode, at the data set's size."""
+        """Generate images `[N, H, W, C]` of the classes `label` in evaluation mode, at the data set's size."""
         z = jax.random.normal(key, (len(label), self.config.gan.latent_dim))
         image, _ = self.sampler(variables, z, jnp.asarray(label))
         return np.asarray(biggan.crop(image, self.dataset.image_shape[0]))

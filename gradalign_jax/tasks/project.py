@@ -1,4 +1,4 @@
-"""Task `project`: find the generator's closest image for every image and class, and store its latent."""
+"""Task `project`: find the generator's image of each class that is closest to each image, and store its latent."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -76,7 +76,7 @@ class ProjectRun:
         self.traces = 0
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the latents are a function of."""
+        """Return everything that the latents depend on."""
         settings, images = self.config.project, self.pairs.images
         digest = hashlib.blake2b(images.index.tobytes() + artifacts.image_hashes(images).tobytes(), digest_size=16)
         return {
@@ -131,7 +131,7 @@ class ProjectRun:
             yield shards, np.minimum(pairs, len(self.pairs.row) - 1)
 
     def project(self, missing: list[int]) -> None:
-        """Make the shards that the store lacks."""
+        """Compute and write the shards that the store lacks."""
         pairs, total = self.pairs, len(self.pairs.row)
         if not missing:
             return
@@ -155,7 +155,7 @@ class ProjectRun:
             for shards, taken in self.calls(missing):
                 with memory.limited_by(*limits):
                     result = program(*parallel.split((pairs.row[taken], pairs.target[taken]), self.devices))
-                if pending:  # the next call is on its way before the last one's latents are written
+                if pending:  # the next call is dispatched before the last one's latents are written
                     finish(*pending)
                 pending = shards, result
             finish(*pending)
@@ -179,7 +179,7 @@ class ProjectRun:
         self.project(missing)
         estimate = artifacts.load_projections(self.workdir.path, self.dataset)
         similarity = self.similarity(estimate)
-        known = similarity is not None
+        exact = similarity is not None
         result = {
             "dataset": self.dataset.name,
             "task": "project",
@@ -188,8 +188,8 @@ class ProjectRun:
             "pairs": len(self.pairs.row),
             "generator": self.described["digest"],
             "loss": self.losses(),
-            "similarity": float(similarity.mean()) if known else None,
-            "similarity_sd": float(similarity.std()) if known else None,
+            "similarity": float(similarity.mean()) if exact else None,
+            "similarity_sd": float(similarity.std()) if exact else None,
             "traces": self.traces,
             **provenance(
                 self.config,
@@ -205,12 +205,12 @@ class ProjectRun:
     def losses(self) -> dict[str, dict[str, float]]:
         """Return mean L_proj of each split: without and with the penalty, and over own and other classes."""
         found, images = self.store.read(), self.pairs.images
-        penalised = found["loss"] + self.config.project.penalty * np.mean(found["z"] ** 2, axis=1)
+        penalized = found["loss"] + self.config.project.penalty * np.mean(found["z"] ** 2, axis=1)
         own = images.label[self.pairs.row] == self.pairs.target
         result = {}
         for name in self.config.project.splits:
             part = np.isin(found["index"], self.dataset.splits[name].index)
-            values = {"mean": found["loss"][part], "with_penalty": penalised[part]}
+            values = {"mean": found["loss"][part], "with_penalty": penalized[part]}
             values |= {"own_class": found["loss"][part & own], "other_classes": found["loss"][part & ~own]}
             result[name] = {key: float(np.mean(v, dtype=np.float64)) for key, v in values.items() if len(v)}
         return result
@@ -223,7 +223,7 @@ class ProjectRun:
         return data.Split(*(rows[chosen] for rows in self.pairs.images))
 
     def similarity(self, estimate: Estimate) -> np.ndarray | None:
-        """Return cos(Δx, Δ̂x) towards the other class `[N]`, or None where no exact Δx is known."""
+        """Return cos(Δx, Δ̂x) towards the other class `[N]`, or None without an exact Δx or a single other class."""
         if self.dataset.delta_x is None or self.dataset.num_classes != 2:
             return None
 

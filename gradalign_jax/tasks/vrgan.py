@@ -15,7 +15,7 @@ from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.experiment import artifacts, batches
-from gradalign_jax.experiment.subject import a_few
+from gradalign_jax.experiment.subject import a_few, head
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import pictures, weights
 from gradalign_jax.storage.result import provenance
@@ -139,11 +139,10 @@ class VRGANRun:
     def split(self, name: str, stream: int) -> data.Split:
         """Return the first `validate.images` or `evaluate.images` of a split, on the host."""
         images = self.config[{"validation": "validate", "test": "evaluate"}[name]].images
-        part = batches.split(self.config, self.dataset, name, self.stream(stream))
-        return jax.tree.map(lambda rows: rows[: images or None], part)
+        return head(batches.split(self.config, self.dataset, name, self.stream(stream)), images)
 
     def measurement(self, name: str, stream: int):
-        """Build measure(generator variables, critic variables), both replicated -> arrays `[N]` of a split's images."""
+        """Build measure(generator variables, critic variables) -> arrays `[N]` of a split; both are replicated."""
         split, exact = self.split(name, stream), self.dataset.delta_x
         block = self.config.evaluate.block or memory.block("evaluate", self.dataset.image_shape, self.devices)
         blocks = Blocks(split, on=self.devices, block=block)
@@ -160,16 +159,16 @@ class VRGANRun:
                 "moved": self.critic.apply(critic, image + residual)[0].argmax(-1) != label,
             }
             if exact is not None:
-                known = exact(image, label, 1 - label, index)
-                measured["norm_other"] = norm(image + known)
-                measured["similarity"] = alignment.cosine_similarity(known, residual)
+                vector = exact(image, label, 1 - label, index)
+                measured["norm_other"] = norm(image + vector)
+                measured["similarity"] = alignment.cosine_similarity(vector, residual)
             return measured
 
         program = blocks.map(measure)
         return lambda generator, critic: program((generator, critic))
 
     def test(self, best: Best) -> dict[str, Any]:
-        """Measure norms by class (Table 1), sim(Δx, Δ̂x) where Δx is exact, and how often the critic is moved."""
+        """Measure norms by class (Table 1), sim(Δx, Δ̂x) if Δx is exact, and how often the critic's class changes."""
         generator, critic = parallel.replicate((best.generator, best.critic), self.devices)
         measured = self.measurement("test", _TEST_SET)(generator, critic)
         label = self.split("test", _TEST_SET).label
@@ -179,19 +178,19 @@ class VRGANRun:
             for name in names
         }
         similarity = measured.get("similarity")
-        known = similarity is not None
+        exact = similarity is not None
         return {
-            "similarity": float(similarity.mean()) if known else None,
-            "similarity_sd": float(similarity.std()) if known else None,
+            "similarity": float(similarity.mean()) if exact else None,
+            "similarity_sd": float(similarity.std()) if exact else None,
             "similarity_by_class": {str(c): float(similarity[label == c].mean()) for c in np.unique(label)}
-            if known
+            if exact
             else None,
             "norms": by_class,
             "moved": float(measured["moved"].mean()),
         }
 
     def draw(self, best: Best) -> None:
-        """Draw x, Δ̂x, x̂′ and, where it is exact, Δx, for a few test images of each class."""
+        """Draw x, Δ̂x, x̂′ and, if there is an exact one, Δx, for a few test images of each class."""
         split = self.split("test", _TEST_SET)
         few = a_few(split, 4)
         image, label, index = pipeline.gather(
@@ -239,10 +238,10 @@ def table(outcome: dict[str, Any]) -> str:
         lines.append(f"{label:5}" + "".join(f"{values[label]:10.4g}" for values in norms.values()))
     if outcome["similarity"] is not None:
         # The paper's number for Squares32 is that of a conditional GAN's projections.
-        known = paper.SIMILARITY.get(outcome["dataset"]) if outcome["dataset"] != "squares32" else None
+        printed = paper.SIMILARITY.get(outcome["dataset"]) if outcome["dataset"] != "squares32" else None
         lines.append(
             f"sim(Δx, Δ̂x)  here {outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f} (over images)"
-            + (f"   paper {known[0]:.3f} ± {known[1]:.3f}" if known else "")
+            + (f"   paper {printed[0]:.3f} ± {printed[1]:.3f}" if printed else "")
         )
     lines.append(f"x̂′ that the critic calls the other class: {outcome['moved']:.1%}")
     return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

@@ -18,7 +18,7 @@ def make_chunk(
 ) -> Callable:
     """Build `chunk(state, data, key, inputs) -> (state, metrics [length])`: `length` steps as one program.
 
-    Random keys depend on `key`, the number of the step and the place in the batch alone, so a resumed run equals an
+    Random keys depend only on `key`, the number of the step and the place in the batch, so a resumed run equals an
     uninterrupted one.
 
     Args:

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What a step reads besides its state and batch: traced data, so that a new value never recompiles.
+    """The inputs of a step besides its state and batch, traced, so that a new value never recompiles.
 
     weight: λ_α of align.
     delta_x: Δx of align, a `jax.tree_util.Partial` whose leaves are the arrays it computes from.
@@ -63,7 +63,7 @@ def make_step(
 
     Args:
       classifier: the model.
-      optimizer: an optax transformation.
+      optimizer: an optax optimizer.
       method: one of METHODS.
       attack: for pgd, an attack as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
       attack_precision: precision of the products in the attack, one of `precision.NAMES`.

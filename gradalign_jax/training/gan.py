@@ -7,8 +7,8 @@ An iteration is several steps of the discriminator, each on new latents and real
 
 with the hinge of Crammer and Singer over K + 1 classes. The generator's step uses the latents and real images of the
 discriminator's last step. The authors run both networks twice in it, once for each term; here the terms share one pass.
-This leaves out one power iteration of the spectral norm, which changes σ by rounding alone once training is under way,
-and one update of u and of the running statistics: 5 per iteration with four discriminator steps, where theirs makes 6.
+This leaves out one update of the running statistics and one power iteration of the spectral norm (5 per iteration with
+four discriminator steps, where theirs makes 6), which changes σ only by rounding once training is under way.
 """
 
 from collections.abc import Callable
@@ -96,8 +96,7 @@ def make_step(
     share of real images that it misclassifies), `feature_matching` and `hinge` (the terms of the generator).
 
     Args:
-      generator: the network of models/biggan.py.
-      discriminator: likewise.
+      generator, discriminator: the networks of models/biggan.py.
       optimizer: the optimizer of both networks, each with its own state.
       num_classes: number of classes K.
       latent_dim: size of a latent.

@@ -1,4 +1,4 @@
-"""The host's loop over chunks of steps: resume, progress bar, metrics, checkpoints, and the stop on NaN or a signal."""
+"""The host loop over chunks of steps: resuming, progress bar, metrics, checkpoints, and stopping on NaN or a signal."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from gradalign_jax.terminal import progress_bar
 
 
 def chunk_length(steps_per_epoch: int, log_every: int) -> int:
-    """Return the largest divisor of an epoch up to `log_every`, so that one compiled program makes whole epochs."""
+    """Return the largest divisor of an epoch up to `log_every`, so that calls of one program make up whole epochs."""
     return next(n for n in range(min(log_every, steps_per_epoch), 0, -1) if steps_per_epoch % n == 0)
 
 
@@ -59,7 +59,7 @@ def train(
 ) -> tuple[Any, Any]:
     """Train from the run's last checkpoint, or from `state`, to step `total`.
 
-    A signal (`stopping`) is answered after the running chunk: the state is saved, and the loop ends.
+    A signal (`stopping`) ends the loop after the running chunk, with the state saved.
 
     Args:
       state: everything that training changes, on the host, with the number of finished steps as `state.step`.
@@ -71,13 +71,14 @@ def train(
       length: steps of a program; divides `steps_per_epoch`.
       total, steps_per_epoch: numbers of steps.
       checkpoint_minutes: time between checkpoints within an epoch.
-      batch_size: named in the error if a program does not fit into the devices' memory.
+      batch_size: for the error if a program does not fit into the devices' memory.
 
     Returns:
       The last state and the selection, on the host.
 
     Raises:
-      RunError: if loss or parameters are not finite.
+      RunError: if loss or parameters are not finite, or files cannot be written.
+      OutOfMemoryError: if a program does not fit into the devices' memory.
       stopping.Stop: after a signal.
     """
     saved = workdir.restore((state, best))
@@ -94,7 +95,7 @@ def train(
     last_save, pending = time.monotonic(), None
 
     def validated(best: Any) -> Any:
-        """Select, with signals answered at once: the state is saved, and its validation left to the next start."""
+        """Select; a signal ends this at once: the state is saved, and its validation is left to the next start."""
         try:
             with stopping.raised():
                 stopping.check()
@@ -113,10 +114,10 @@ def train(
         while step < total:
             bar.set_description(f"epoch {step // steps_per_epoch + 1}/{-(-total // steps_per_epoch)}", refresh=False)
             call = call or chunk()
-            # The next chunk is on its way before the metrics of the last are fetched: the device does not wait.
+            # The next chunk is dispatched before the metrics of the last are fetched, so the device does not wait.
             with memory.limited_by("config.train.batch_size", batch_size, devices[0], ", or more devices"):
                 state, metrics = call(state)
-                jax.block_until_ready(pending)  # a lack of memory shows when a program runs
+                jax.block_until_ready(pending)  # running out of memory shows only when a program runs
             step += length
             if pending is not None:
                 _record(workdir, bar, pending[0], parallel.first(pending[1]))

@@ -1,7 +1,7 @@
 """VR-GAN: a generator learns the residual that moves an image to the other class (section 2.3.1, Eqs. 10-13).
 
-The critic is a classifier. It learns to give the moved image x' = x + Δ̂x the label of x. The generator learns to make
-it give the other label, with a small residual.
+The critic is a classifier. It learns to give the moved image x' = x + Δ̂x the label of x. The generator learns a small
+residual with which the critic gives x' the other label.
 """
 
 from collections.abc import Callable
@@ -126,7 +126,7 @@ def make_step(
     Args:
       generator: the network G(x, ¬y, y).
       critic: the network D, with two classes.
-      optimizer: the optimizer of both, each with its own state.
+      optimizer: the optimizer of both networks, each with its own state.
       weights: weights of the losses.
       mean: averages gradients and metrics over devices; identity on one device. Batch statistics of the generator are
         those of the whole batch if it was created with the devices' axis.

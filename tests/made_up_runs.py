@@ -56,3 +56,14 @@ def series(folder, dataset="mnist35"):
         half = {"pgd_linf": half}
         classifier(folder / str(i), dataset, "pgd", i % 2, alpha_delta_x=alpha, epsilon_half=half, config=at)
     return alphas, halves
+
+
+def suite(errors, half, norm="linf", name="autoattack", censored=False):
+    """Return a suite's part of a result, from each attack's errors on `GRID` and the worst case's ε50%."""
+    curve = {"epsilons": GRID, "images": 10, "epsilon_half": half, "threshold": 0.5, "censored": censored}
+    spent = {"gradients": 100.0, "queries": 2.5, "seconds": 30.0}
+    curves = {f"{attack}_{norm}": {**curve, **spent, "errors": values} for attack, values in errors.items()}
+    curves[f"worst_{norm}"] = {**curve, "errors": list(errors.values())[-1]}
+    smallest, fooled_by = {f"worst_{norm}": [0.1, None]}, [["clean", None]]
+    halves = {"epsilon_half": dict.fromkeys(curves, half), "smallest_epsilon": smallest, "fooled_by": fooled_by}
+    return {"name": name, "norm": norm, "curves": curves, **halves}

@@ -20,13 +20,16 @@ from gradalign_jax.report import __main__ as report
 from gradalign_jax.report import arrays, checks, figures_geometry, formats, page, results, runs, tables, text
 from gradalign_jax.report.figures import FIGURES
 from gradalign_jax.report.tables_classifiers import table_2
-from made_up_runs import GRID, classifier, found_in, series, write
+from made_up_runs import GRID, classifier, found_in, series, suite, write
 
 ROOT = Path(__file__).resolve().parents[1]
+THEORY = {"condition": 0.9, "lemma_1": 0.8, "lemma_1_pgd": 0.7, "lower_bound": 0.05, "upper_bound": 0.2}
+SUITE = suite({"apgd_ce": [0.0, 0.5, 1.0], "square": [0.0, 0.6, 1.0]}, 0.09)
 
 
 def test_csv_and_latex_are_well_formed(tmp_path):
     series(tmp_path / "s")
+    classifier(tmp_path / "suite", "mnist35", "align", theory=THEORY, suite=SUITE, accuracy_by_class={"0": 0.9})
     classifier(tmp_path / "b", notes=["50 % & more_"], config={"extra": {"a_b": "x|y"}})
     for table in tables.all_tables(*found_in(tmp_path)):
         lines = list(csv.DictReader(io.StringIO(formats.as_csv(table))))
@@ -44,7 +47,7 @@ def test_csv_and_latex_are_well_formed(tmp_path):
         columns = {line.count(" | ") for line in formats.markdown(table).splitlines() if line.startswith("| ")}
         assert len(columns) == 1
     lines = csv.DictReader(io.StringIO(formats.as_csv(table_2(found_in(tmp_path)[1]))))
-    (line,) = [line for line in lines if line["ours"] == "0.006"]
+    (line,) = [line for line in lines if (line["dataset"], line["ours"]) == ("spheres", "0.006")]
     assert (line["quantity"], line["n"], float(line["paper"])) == ("pgd_linf", "1", 0.0058)
 
 
@@ -60,7 +63,8 @@ def whole(tmp_path_factory):
     series(root / "s")
     for method in paper.METHODS:
         linearity = {"approximated": [*random.uniform(-1, 1, 9), None], "carlini_wagner": [*random.uniform(0, 1, 10)]}
-        run = classifier(root / method, "mnist35", method, notes=["<b>careful</b>"], linearity=linearity)
+        more = {"theory": THEORY, "suite": SUITE}
+        run = classifier(root / method, "mnist35", method, notes=["<b>careful</b>"], linearity=linearity, **more)
         image = random.uniform(-1, 1, (4, 6, 6, 1))
         pictures(run, image=image, label=[0, 0, 1, 1], target=[1, 1, 0, 0], gradient=image)
         (run / "command.txt").write_text("python -m gradalign_jax.main --config=x\n")
@@ -110,7 +114,7 @@ def test_the_page_stands_alone_and_holds_every_figure(whole):
         assert section.count("data:image/png;base64,") == 2, name
         assert (whole / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (whole / "out" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    for name in ("table1", "table2", "table3", "tableS1", "tableS2"):
+    for name in ("table1", "table2", "table3", "theory", "suites", "tableS1", "tableS2"):
         assert f'<section id="{name}">' in page
 
 
@@ -141,6 +145,11 @@ def test_nulls_and_broken_pictures_count_as_missing(tmp_path):
         *({"curves": {"a": None}}, {"curves": {"a": {"epsilons": [0, 1]}}}, {"norms": {"x": 1.0}}),
         *({"curves": {"a": {"epsilons": [0, 1], "errors": [0]}}}, {"seed": "one"}, {"notes": 3}, {"seconds": 10**400}),
         *({"config": {"train": {"epochs": "many"}}}, {"config": {"delta_x": {"store": "a\0b"}}}, {"notes": ["\ud800"]}),
+        *({"theory": [1]}, {"theory": {"condition": "x"}}, {"accuracy_by_class": 0.9}),
+        *({"accuracy_by_class": {"one": 0.9}}, {"suite": [1]}, {"suite": {"norm": "l1"}}),
+        *({"suite": {"curves": {"a": {"epsilons": [0, 1], "errors": [0]}}}}, {"suite": {"fooled_by": ["clean"]}}),
+        *({"suite": SUITE | {"name": 3}}, {"suite": {"epsilon_half": {"worst_linf": "x"}}}),
+        {"suite": {"curves": {"a": {**SUITE["curves"]["worst_linf"], "seconds": "x"}}}},
         *({"linearity": {"approximated": 1}}, {"curves": {"a": {"epsilons": [0], "errors": [0]}}}, {"versions": 3}),
     ],
     ids=ascii,
@@ -149,7 +158,9 @@ def test_a_damaged_result_is_named_and_left_out(tmp_path, damage, capsys):
     classifier(tmp_path / "good")
     result = json.loads((tmp_path / "good" / "result.json").read_text())
     write(tmp_path / "bad", result | damage)
-    assert runs.collect([tmp_path])[1]
+    ((path, reason),) = runs.collect([tmp_path])[1]
+    assert path == tmp_path / "bad" / "result.json"
+    assert next(iter(damage)) in reason or damage == {"notes": ["\ud800"]}  # which the encoder finds
     if next(iter(damage)) in ("accuracy", "config"):  # the others differ in the check alone
         assert report.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
         answer = capsys.readouterr()
@@ -204,13 +215,21 @@ def complete_results():
         **{"accuracy": 0.9, "epsilon_half": {"pgd_linf": 0.1, "pgd_l2": 0.2, "square_linf": 0.3}, "alpha_x": 0.2},
         **{"alpha_delta_x": 0.3, "curves": {"pgd_linf": curve, "square_linf": {**curve, "queries": 50}}},
         "linearity": {"approximated": [0.1, -0.2], "carlini_wagner": [0.1, None]},
+        **{"theory": THEORY, "suite": SUITE, "accuracy_by_class": {"0": 0.8, "1": 1.0}},
         **{"seconds": 3.0, "devices": ["cpu"], "versions": {"jax": "1"}, "notes": ["a"], "warnings": ["b"]},
     }
     config = {
         **{"task": "classifier", "method": "pgd", "seed": 0, "model": {"pretrained": "a/b", "name": "resnet"}},
         **{"train": {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4}, "data": {"limit": 5, "name": "mnist35"}},
         **{"attack": {"epsilon": 0.3, "steps": 40, "step_size": 0.02}, "delta_x": {"generator": "g", "store": ""}},
-        "evaluate": {"images": 3, "square_queries": 5, "linf_epsilons": [0.1, 0.2], "generator": "g"},
+        "evaluate": {
+            "images": 3,
+            "square_queries": 5,
+            "suite_steps": 100,
+            "suite_queries": 5,
+            "linf_epsilons": [0.1, 0.2],
+            "generator": "g",
+        },
         "precision": {"training": "tf32"},
     }
     splits = {"splits": {"train": {"images": 3, "share_of_class_0": 0.5}}, "shape": [28, 28, 1]}

@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 
     def _rounded(self, value: float) -> str:
         if self.printed is None:
-            return f"{value:.3g}"
+            return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
         mean, _, sd = self.printed.text.partition("±")
         text = f"{value:.{max(len(part.partition('.')[2]) for part in (mean, sd))}f}"
         return text if value == 0 or float(text) else f"{value:.1g}"  # short, for the table's width

@@ -41,6 +41,10 @@ def _or_null(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or accepts(value)
 
 
+def _is_class(name: Any) -> bool:
+    return isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 4
+
+
 _MAYBE_NUMBER, _NUMBERS_BY_NAME = _or_null(_is_number), _table_of(_or_null(_is_number))
 _EVERY_LIST = _list_of(lambda value: True)
 
@@ -61,6 +65,17 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "splits": ("not a table of tables of numbers", _table_of(_NUMBERS_BY_NAME)),
     "curves": ("not a table of tables", _table_of(lambda curve: isinstance(curve, Mapping))),
     "linearity": ("not a table", lambda value: isinstance(value, Mapping)),
+    "theory": ("not a table of numbers", _NUMBERS_BY_NAME),
+    "accuracy_by_class": ("not a table of numbers by class", lambda v: _NUMBERS_BY_NAME(v) and all(map(_is_class, v))),
+    "suite": ("not a table", lambda value: isinstance(value, Mapping)),
+}
+_SUITE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("not a string", _is_text),
+    "norm": ("neither linf nor l2", lambda value: value in ("linf", "l2")),
+    "curves": ("not a table of tables", _table_of(lambda curve: isinstance(curve, Mapping))),
+    "epsilon_half": ("not a table of numbers", _NUMBERS_BY_NAME),
+    "smallest_epsilon": ("not a table of lists of numbers", _table_of(_list_of(_MAYBE_NUMBER))),
+    "fooled_by": ("not a list of lists of names", _list_of(_list_of(_or_null(_is_text)))),
 }
 _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("attack.epsilon", "attack.step_size"), ("not a number", _is_number)),
@@ -69,7 +84,7 @@ _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
         (
             *("train.epochs", "train.steps_per_epoch", "train.batch_size", "data.limit", "attack.steps"),
             *("gan.iterations", "evaluate.images", "evaluate.cw_images"),
-            *("evaluate.square_queries", "evaluate.square_images"),
+            *("evaluate.square_queries", "evaluate.square_images", "evaluate.suite_steps", "evaluate.suite_queries"),
         ),
         ("not a count", _is_count),
     ),
@@ -109,6 +124,7 @@ def check(result: Any) -> None:
     for name in ("approximated", "carlini_wagner"):
         if not _or_null(_list_of(_MAYBE_NUMBER))((result.get("linearity") or {}).get(name)):
             raise ValueError(f"linearity.{name} is not a list of numbers")
+    _check_suite(result.get("suite") or {})
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
@@ -125,12 +141,30 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}.{key} is {problem}")
 
 
-def _check_curve(name: str, curve: Mapping[str, Any]) -> None:
+_CURVE = dict.fromkeys(("images", "queries"), ("not a count", _is_count))
+_SUITE_CURVE = {
+    "images": ("not a count", _is_count),
+    **dict.fromkeys(("epsilon_half", "gradients", "queries", "seconds"), ("not a number", _is_number)),
+    "censored": ("neither true nor false", lambda value: isinstance(value, bool)),
+}
+
+
+def _check_curve(
+    name: str, curve: Mapping[str, Any], numbers: Mapping[str, tuple[str, Callable[[Any], bool]]] = _CURVE
+) -> None:
     epsilons, errors = curve.get("epsilons"), curve.get("errors")
     if not _list_of(_is_number)(epsilons) or not _list_of(_is_number)(errors) or not any(e > 0 for e in epsilons):
         raise ValueError(f"{name} has no epsilons or no errors")
     if len(epsilons) != len(errors):
         raise ValueError(f"{name} has {len(epsilons)} epsilons and {len(errors)} errors")
-    for key in ("images", "queries"):
-        if not _or_null(_is_count)(curve.get(key)):
-            raise ValueError(f"{name}.{key} is not a count")
+    for key, (problem, accepts) in numbers.items():
+        if not _or_null(accepts)(curve.get(key)):
+            raise ValueError(f"{name}.{key} is {problem}")
+
+
+def _check_suite(suite: Mapping[str, Any]) -> None:
+    for key, (problem, accepts) in _SUITE.items():
+        if not _or_null(accepts)(suite.get(key)):
+            raise ValueError(f"suite.{key} is {problem}")
+    for name, curve in (suite.get("curves") or {}).items():
+        _check_curve(f"suite.curves.{name}", curve, _SUITE_CURVE)

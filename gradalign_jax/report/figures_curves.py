@@ -1,19 +1,21 @@
 """Figures of measured numbers: ours over the paper's, 7, S7 and S8."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from gradalign_jax import paper
 from gradalign_jax.paper import DATASET_NAMES, METHOD_NAMES
-from gradalign_jax.report import groups, statistics
+from gradalign_jax.report import groups, statistics, suites
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.style import Figure, Inputs, Palette, few_ticks, panels
 from gradalign_jax.report.tables_classifiers import CENSORED, correlation
 from gradalign_jax.report.text import as_mathtext
 
 ATTACKS = {"pgd_linf": "PGD L∞", "square_linf": "Square Attack L∞", "pgd_l2": "PGD L2"}
+_WORST = {"pgd_linf": "linf", "pgd_l2": "l2"}  # the norm of the suite whose worst case is drawn with an attack
 _MARKERS = dict(zip(DATASET_NAMES, "osvPD^X", strict=True))
 
 
@@ -82,6 +84,7 @@ def draw_robustness(inputs: Inputs, palette: Palette):
     if not datasets:
         return None
     figure, axes = panels(len(datasets), len(ATTACKS), 3.4, 2.25, sharey=True)
+    any_worst = False
     for line, dataset in zip(axes, datasets, strict=True):
         for axis, (attack, name) in zip(line, ATTACKS.items(), strict=True):
 
@@ -91,7 +94,15 @@ def draw_robustness(inputs: Inputs, palette: Palette):
             drawn = []
             for method in METHOD_NAMES:
                 members = groups.longest_trained(inputs.classifiers, dataset, method, has)
-                drawn.append(_accuracy(axis, dataset, method, members, attack, palette))
+                color = getattr(palette, method)
+                drawn.append(_accuracy(axis, [m.curves[attack] for m in members if attack in m.curves], color))
+                printed = paper.TABLE_2.get((dataset, method), {}).get(attack)
+                if drawn[-1] and printed:
+                    axis.plot(printed.value, 50, "D", markerfacecolor="none", markeredgecolor=color, markersize=6.5)
+                if attack in _WORST:
+                    worst = _worst_case(inputs.classifiers, dataset, method, _WORST[attack])
+                    drawn.append(_accuracy(axis, worst, color, "s:"))
+                    any_worst |= drawn[-1]
             axis.axhline(50, color=palette.text, linewidth=0.7, linestyle=(0, (4, 3)))
             axis.set(title=f"{_name(dataset)} · {name}", ylim=(-3, 103))
             if not any(drawn):
@@ -103,28 +114,32 @@ def draw_robustness(inputs: Inputs, palette: Palette):
     handles = _method_handles(palette)
     diamond = {"marker": "D", "markerfacecolor": "none", "linestyle": ""}
     handles.append(plt.Line2D([], [], color=palette.text, label=as_mathtext("ε50% in the paper"), **diamond))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    if any_worst:
+        handles.append(plt.Line2D([], [], color=palette.text, marker="s", linestyle=":", label="worst case of a suite"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
-def _accuracy(axis, dataset: str, method: str, members: Sequence[Classifier], attack: str, palette: Palette) -> bool:
+def _worst_case(classifiers: Sequence[Classifier], dataset: str, method: str, norm: str) -> list[Mapping[str, Any]]:
+    """Return the error curves of the first row of the table of suites with this norm, [] if there is none."""
+    _, group = next(iter(suites.suite_groups(classifiers, dataset, method, norm)), (None, groups.Group()))
+    return [suites.curves(member)["worst"] for member in group.members]
+
+
+def _accuracy(axis, curves: Sequence[Mapping[str, Any]], color: str, line: str = "o-") -> bool:
     """Draw mean and range over seeds of one method's accuracy; return whether there was any."""
-    curves = [m.curves[attack] for m in members if attack in m.curves]
     curves = [c for c in curves if c["epsilons"] == curves[0]["epsilons"]]
     if not curves:
         return False
     epsilons = np.asarray(curves[0]["epsilons"], float)
     accuracy = 100 * (1 - np.asarray([c["errors"] for c in curves], float))
-    color, smallest = getattr(palette, method), epsilons[epsilons > 0].min()
+    smallest = epsilons[epsilons > 0].min()
     axis.fill_between(epsilons, accuracy.min(0), accuracy.max(0), color=color, alpha=0.2, linewidth=0)
-    axis.plot(epsilons, accuracy.mean(0), "o-", color=color, markersize=3)
+    axis.plot(epsilons, accuracy.mean(0), line, color=color, markersize=3)
     axis.set_xscale("symlog", linthresh=smallest)
     axis.set_xlim(-smallest / 5, None)
     few_ticks(axis.xaxis, smallest, epsilons.max())
     axis.set_xticks([0, *axis.get_xticks()])
-    printed = paper.TABLE_2.get((dataset, method), {}).get(attack)
-    if printed:
-        axis.plot(printed.value, 50, "D", markerfacecolor="none", markeredgecolor=color, markersize=6.5)
     return True
 
 
@@ -245,7 +260,8 @@ FIGURE_S8 = Figure(
     "figureS8",
     "Figure S8 · Accuracy over ε",
     "Test accuracy under three attacks: mean over seeds, and their range as a band. Diamonds: ε50% of the paper's "
-    "Table 2. Where settings differ, the longest-trained runs with the curve are shown.",
+    "Table 2. Dotted, with squares, beside PGD: the worst case over a suite of attacks. Where settings differ, the "
+    "longest-trained runs with the curve are shown.",
     draw_robustness,
     "any classifier run; for Square Attack an evaluation",
 )

@@ -83,6 +83,25 @@ def _measures(evaluation: Run, run: Run) -> bool:
     return same and is_directory_of(evaluation.result.get("evaluated") or evaluation.setting("classifier") or "", run)
 
 
+def measurements(classifier: Classifier) -> list[Run]:
+    """Return the runs that measured a classifier: its own, if that is in the report, then its evaluations."""
+    own = () if classifier.run.path in [run.path for run in classifier.evaluations] else (classifier.run,)
+    return [*own, *classifier.evaluations]
+
+
+def as_measured_by(classifier: Classifier, source: Run) -> Classifier:
+    """Return a classifier with the numbers of one of its measurements alone."""
+    own = source not in classifier.evaluations
+    curves = source.result.get("curves") or {}
+    sources = () if own else (source,)
+    return classifier._replace(values=_values(source.result), curves=curves, sources=sources, uses_own_values=own)
+
+
+def measurement(classifier: Classifier) -> Mapping[str, Any]:
+    """Return the result behind the numbers of `as_measured_by`."""
+    return next(iter(classifier.sources), classifier.run).result
+
+
 def _from_evaluation(evaluation: Run) -> Classifier:
     """Return the classifier of an evaluation whose training run is not in the report."""
     trained = evaluation.result.get("evaluated_config") or evaluation.result.get("config")

@@ -33,7 +33,7 @@ _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$"},
     **{"±": r"$\pm$", "√": r"$\surd$", "²": "$^2$", "‖": r"$\|$", "₂": "$_2$", "′": r"$'$", "·": r"$\cdot$"},
-    **{"∞": r"$_\infty$", "ε": r"$\varepsilon$", "η": r"$\eta$", "λ": r"$\lambda$", "…": r"\dots{}"},
+    **{"∞": r"$_\infty$", "ε": r"$\varepsilon$", "η": r"$\eta$", "ρ": r"$\rho$", "λ": r"$\lambda$", "…": r"\dots{}"},
     **{"≤": r"$\le$", "×": r"$\times$", "†": r"$^\dagger$", "→": r"$\to$", "<": "$<$", ">": "$>$", "|": r"$|$"},
 }
 

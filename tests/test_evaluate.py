@@ -9,6 +9,7 @@ import pytest
 
 from configs import spheres
 from gradalign_jax import alignment, robustness
+from gradalign_jax.attacks.cw import Found
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation import schedule, warnings
 from gradalign_jax.storage.workdir import Workdir
@@ -102,8 +103,6 @@ def test_evaluation_equals_the_run_and_survives_kills(trained, tmp_path, monkeyp
 
 def fast_nearest(**_):
     """Build a stand-in for 90,000 iterations: the distance of the image from zero."""
-    from gradalign_jax.attacks.cw import Found
-
     return lambda logits_fn, image, label: Found(image, jnp.linalg.norm(image, axis=1))
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import gradalign_jax
 from gradalign_jax import CW, PGD, Square
@@ -248,8 +249,6 @@ def test_a_repeated_call_may_round_differently_and_use_another_delta_x(tmp_path)
 
 def test_flax_models_and_models_without_gradients():
     """Flax, and a closure over arrays; only some attacks; a model without gradients is warned of."""
-    from flax import linen as nn
-
     image, label = own_images(20)
     model = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(2)])
     variables = model.init(jax.random.key(0), image)

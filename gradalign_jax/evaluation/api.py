@@ -105,6 +105,7 @@ def evaluate(
       ValueError: with one line on the fault in images (NaN, another range), labels, ε, an attack's settings,
         `logits_fn`, or a `workdir` that holds measurements of something else.
       TypeError: on an unknown argument.
+      OutOfMemoryError: if a block does not fit into a device's memory.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, gradalign_jax

@@ -60,7 +60,10 @@ class Blocks:
         Args:
           measure: (variables, batch, keys, rows, *rest) -> a tree of arrays `[B, ...]`, on one block; `keys` holds one
             key per image, `rows` the block's share of the rows.
-          in_axes: for each of `rest`, 0 where it has a leading device axis, None where all devices share it.
+          in_axes: for each of `rest`, 0 if it has a leading device axis, None if all devices share it.
+
+        Raises:
+          OutOfMemoryError: from `run`, if a block does not fit into a device's memory.
         """
 
         def on_device(variables, data, key, rows, *rest):

@@ -289,7 +289,11 @@ class Workdir:
         (self.path / "evaluation.jsonl").unlink(missing_ok=True)
 
     def point(self, **values: Any) -> None:
-        """Record one finished point of the evaluation."""
+        """Record one finished point of the evaluation.
+
+        Raises:
+          RunError: if it cannot be written.
+        """
         self._append("evaluation.jsonl", seal({"seconds": round(self.seconds(), 3), **values}))
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
@@ -310,12 +314,20 @@ class Workdir:
         return [_parsed(text) for text in file.read_bytes().splitlines()] if file.exists() else []
 
     def result(self) -> dict[str, Any] | None:
-        """Return the finished run's result.json, or None."""
+        """Return the finished run's result.json, or None.
+
+        Raises:
+          RunError: if it is damaged.
+        """
         file = self.path / "result.json"
         return _read_json(file) if file.exists() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json: the run is done."""
+        """Write result.json: the run is done.
+
+        Raises:
+          RunError: if it cannot be written.
+        """
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
 
     def close(self) -> None:

@@ -38,7 +38,11 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 class ClassifierRun:
-    """A run's parts, built from the config; `run` gives the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events.
+
+    Raises:
+      RunError: if a Δx cannot be used, or one generator's Δx would both train and measure.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir

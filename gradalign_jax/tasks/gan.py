@@ -51,7 +51,11 @@ def training_images(config: ConfigDict, dataset: data.Dataset) -> data.Split:
 
 
 class GanRun:
-    """A run's parts, built from the config; `run` gives the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events.
+
+    Raises:
+      RunError: if the data set or the judging classifier cannot be used.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir

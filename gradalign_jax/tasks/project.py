@@ -60,7 +60,11 @@ def check_generator(directory: str, described: Mapping[str, Any], dataset: data.
 
 
 class ProjectRun:
-    """A run's parts, built from the config; `run` gives the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events.
+
+    Raises:
+      RunError: if the generator is unfinished, damaged, or of another data set.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
@@ -125,10 +129,10 @@ class ProjectRun:
     def calls(self, missing: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield the shards of each call, one per device, and their pairs `[devices, block]`, padded to full blocks."""
         for start in range(0, len(missing), len(self.devices)):
-            shards = missing[start : start + len(self.devices)]
-            filled = np.resize(shards, len(self.devices))
+            numbers = missing[start : start + len(self.devices)]
+            filled = np.resize(numbers, len(self.devices))
             pairs = filled[:, None] * self.block + np.arange(self.block)
-            yield shards, np.minimum(pairs, len(self.pairs.row) - 1)
+            yield numbers, np.minimum(pairs, len(self.pairs.row) - 1)
 
     def project(self, missing: list[int]) -> None:
         """Compute and write the shards that the store lacks."""
@@ -140,10 +144,10 @@ class ProjectRun:
         program, image_hash, pending = self.program(), artifacts.image_hashes(pairs.images), None
         with progress_bar(total=total, initial=total - todo, unit="pair", desc="projecting") as bar:
 
-            def finish(shards: list[int], result: tuple[Array, Array]) -> None:
+            def finish(numbers: list[int], result: tuple[Array, Array]) -> None:
                 with memory.limited_by(*limits):
                     found = jax.device_get(result)
-                for shard, z, loss in zip(shards, *found, strict=False):
+                for shard, z, loss in zip(numbers, *found, strict=False):
                     at = slice(shard * self.block, min((shard + 1) * self.block, total))
                     row, count = pairs.row[at], at.stop - at.start
                     self.check_finite(z, shard)
@@ -152,12 +156,12 @@ class ProjectRun:
                     bar.update(count)
                     bar.set_postfix({"loss": f"{loss[:count].mean():.4f}"}, refresh=False)
 
-            for shards, taken in self.calls(missing):
+            for numbers, taken in self.calls(missing):
                 with memory.limited_by(*limits):
                     result = program(*parallel.split((pairs.row[taken], pairs.target[taken]), self.devices))
                 if pending:  # the next call is dispatched before the last one's latents are written
                     finish(*pending)
-                pending = shards, result
+                pending = numbers, result
             finish(*pending)
 
     def check_finite(self, z: np.ndarray, shard: int) -> None:

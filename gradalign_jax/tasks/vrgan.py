@@ -43,7 +43,11 @@ def create_critic(config: ConfigDict) -> Classifier:
 
 
 class VRGANRun:
-    """A run's parts, built from the config; `run` gives the order of events."""
+    """A run's parts, built from the config; `run` gives the order of events.
+
+    Raises:
+      RunError: if the data set does not have two classes.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir

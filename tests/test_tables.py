@@ -218,12 +218,12 @@ def test_an_absent_key_counts_as_its_default_of_then():
 
 def test_runs_from_before_and_after_a_key_share_a_row(tmp_path):
     later = {
-        "attack": {"clip": "range", "loss": "margin"},
-        "evaluate": {"images": 0, "square_queries": 0, "square_images": 0, "generator": "", "store": ""},
+        "attack": {"loss": "margin"},
+        "evaluate": {"square_queries": 0, "square_images": 0, "generator": "", "store": "", "delta_x": ""},
         "validate": {"every_epochs": 1, "first_epoch": 0},
     }
     classifier(tmp_path / "old", seed=0, config={"evaluate": {}, "validate": {}})
-    classifier(tmp_path / "old2", seed=1, config={"evaluate": {"images": 0}, "validate": {"images": 0}})
+    classifier(tmp_path / "old2", seed=1, config={"evaluate": {"square_queries": 0}, "validate": {"images": 0}})
     classifier(tmp_path / "new", seed=2, config=later)
     (row,) = rows_of(found_in(tmp_path)[1], "spheres", "baseline")
     assert len(row.cells[0].values) == 3

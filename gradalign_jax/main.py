@@ -8,6 +8,7 @@ The config file's argument names the task (baseline, align, pgd, evaluate, vrgan
 """
 
 from gradalign_jax import stopping
+from gradalign_jax.errors import first_line
 
 if __name__ == "__main__":
     stopping.listen()  # before the slow imports
@@ -55,9 +56,9 @@ def _explain(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return in one line why a run failed; for an unexpected error, also how to get its traceback."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     if type(error).__module__.startswith("gradalign_jax"):
         return line
     # Not from a block with `memory.limited_by`, whose error names the key and a value that fits.
@@ -171,7 +172,7 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
-        _fail(_first_line(error))
+        _fail(_reason(error))
     print(f"{task.table(outcome)}\n{workdir.path}/result.json", flush=True)
 
 

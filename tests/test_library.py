@@ -155,6 +155,11 @@ def test_arguments_are_checked():
         fails("index must hold integers from 0", index=index)
     fails("unknown norm 'l1'", pgd=PGD(("l1",)))
     fails("cw.learning_rate=0", cw=CW(learning_rate=0))
+    fails("norm='l2' needs a suite", norm="l2")
+    fails("norm='l2' needs a suite", square=Square(norm="l2"))
+    for option in (PGD, Square):
+        with pytest.raises(ValueError, match="unknown precision 'float16'"):
+            option(precision="float16")
 
 
 def test_nan_counts_as_wrong():
@@ -220,7 +225,8 @@ def test_a_killed_call_resumes(tmp_path, monkeypatch):
     assert gradalign_jax.evaluate(linear, image, label, **options) == whole
     points = (tmp_path / "own" / "evaluation.jsonl").read_text().splitlines()
     assert len(points) == len({(p["measure"], p["epsilon"], p["first"]) for p in map(json.loads, points)}) > 3
-    for changed in ({"seed": 1}, {"steps": 3}):
+    precise = {"square": Square(20, precision="bfloat16")}
+    for changed in ({"seed": 1}, {"steps": 3}, precise):
         with pytest.raises(ValueError, match="settings"):
             gradalign_jax.evaluate(linear, image, label, **options | changed)
     with pytest.raises(ValueError, match="another logits_fn"):

@@ -17,7 +17,7 @@ from gradalign_jax import data, parallel
 from gradalign_jax.evaluation import arguments, model_checks, results, schedule
 from gradalign_jax.evaluation import suite as suites
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square, Suite
-from gradalign_jax.evaluation.programs import build
+from gradalign_jax.evaluation.programs import Evaluation, build
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Array, Classifier, DeltaX, Estimate, LogitsFn
 
@@ -128,61 +128,88 @@ def evaluate(
     data.check(images, labels, classes, bounds)
     if delta_x is not None:
         arguments.check_delta_x(delta_x, images)
-    pgd, square, cw = arguments.earlier_keywords(keywords, pgd, square, cw)
-    chosen = None
-    if suite != "paper":
-        chosen = suite if isinstance(suite, Suite) else Suite(suite, norm)
-        pgd, square = None, Square(chosen.queries, norm=chosen.norm, precision=chosen.precision)
-    epsilons = arguments.grid("epsilons", epsilons)
-    attacks = Attacks(epsilons, arguments.resolve_pgd(pgd, epsilons, images.shape[1:]), square, cw, bounds)
-    arguments.check_attacks(attacks)
     arguments.check_counts({"block": (block, 1), "seed": (seed, 0)})
-    if cw:
-        attacks = dataclasses.replace(attacks, cw=dataclasses.replace(cw, images=min(cw.images, len(labels))))
-    split = data.Split(
-        np.asarray(images, np.float32), np.asarray(labels, np.int32), arguments.places(index, len(labels))
-    )
-    plan = schedule.plan(attacks)
-    if chosen:
-        plan = plan._replace(square_queries=0)  # the suite runs it, on the survivors
-    on = parallel.devices(0, 0)
+    places = arguments.places(index, len(labels))
+    split = data.Split(np.asarray(images, np.float32), np.asarray(labels, np.int32), places)
+    options = arguments.earlier_keywords(keywords, pgd, square, cw)
+    attacks, chosen = _attacks(split, arguments.grid("epsilons", epsilons), *options, suite, norm, bounds)
     evaluation = build(
         Classifier(init=lambda key: {}, apply=lambda variables, image, train=False: (logits_fn(image), {})),
         split,
         attacks,
-        on=on,
+        on=parallel.devices(0, 0),
         block=block,
         key=jax.random.key(seed),
         delta_x=delta_x and Estimate(Partial(delta_x), {}),
         block_key="block",
     )
-    stages = suites.stages(evaluation, chosen, classes, bounds) if chosen else []
-    nothing = parallel.replicate({"": np.zeros(1)}, on)  # pmap mistakes the axes of what follows an empty tree
     with contextlib.ExitStack() as stack:
         # As in runs from a config: reported numbers come from float32 products, which accelerators round by default.
         stack.enter_context(jax.default_matmul_precision("highest"))
-        logits = logits_fn(jnp.asarray(split.image[:block]))
-        options = {}
+        remember: Callable[[schedule.Point], dict[str, list]] = schedule.compute
         if workdir is not None:
-            steps = attacks.pgd.steps if attacks.pgd else 40
-            kept = Workdir(
-                workdir, _identity(split, (plan, steps, bounds, block, seed, *_not_default(cw, chosen or suite)))
-            )
+            settings = (schedule.plan(attacks), attacks.pgd.steps if attacks.pgd else 40, bounds, block, seed)
+            kept = Workdir(workdir, _identity(split, settings + _not_default(attacks, chosen)))
             stack.callback(kept.close)
             value = kept.remembered()
-            _check_same(logits, value, workdir)
-            options = {"remember": partial(_recorded, value=value)}
-        values = schedule.measure(evaluation, nothing, plan, **options)
-        result = results.summarize(values, split, plan)
+            _check_same(logits_fn(jnp.asarray(split.image[:block])), value, workdir)
+            remember = partial(_recorded, value=value)
+        result = _measure(evaluation, split, attacks, chosen, classes, remember)
         result["warnings"] += model_checks.collect(logits_fn, jnp.asarray(split.image[:block]))
-        if chosen:
-            wrong = values["clean", None]["predicted"] != split.label
-            outcome = suites.run(stages, nothing, epsilons, wrong, len(on), **options)
-            suites.add(result, stages, chosen.norm, epsilons, outcome)
     return result | {"classes": classes, "images": len(labels)}
 
 
-def _not_default(cw: CW | None, suite: str | Suite) -> tuple:
+def _attacks(
+    split: data.Split,
+    epsilons: tuple[float, ...],
+    pgd: PGD | None,
+    square: Square | None,
+    cw: CW | None,
+    suite: str | Suite,
+    norm: str,
+    bounds: tuple[float, float],
+) -> tuple[Attacks, Suite | None]:
+    """Return the checked attacks, and the suite that stands in for PGD and Square Attack, if one is chosen."""
+    chosen = None
+    if suite == "paper":
+        arguments.check_paper_norms(norm, square)
+    else:
+        chosen = suite if isinstance(suite, Suite) else Suite(suite, norm)
+        pgd, square = None, Square(chosen.queries, norm=chosen.norm, precision=chosen.precision)
+    if cw:
+        cw = dataclasses.replace(cw, images=min(cw.images, len(split.label)))
+    attacks = Attacks(epsilons, arguments.resolve_pgd(pgd, epsilons, split.image.shape[1:]), square, cw, bounds)
+    arguments.check_attacks(attacks)
+    return attacks, chosen
+
+
+def _measure(
+    evaluation: Evaluation,
+    split: data.Split,
+    attacks: Attacks,
+    chosen: Suite | None,
+    classes: int,
+    remember: Callable[[schedule.Point], dict[str, list]],
+) -> dict[str, Any]:
+    """Make every measurement of a function without weights."""
+    nothing = parallel.replicate({"": np.zeros(1)}, evaluation.devices)  # pmap mistakes axes after an empty tree
+    plan = schedule.plan(attacks)
+    if chosen:
+        plan = plan._replace(square_queries=0)  # the suite runs it, on the survivors
+    values = schedule.measure(evaluation, nothing, plan, remember)
+    result = results.summarize(values, split, plan)
+    if chosen:
+        stages = suites.stages(evaluation, chosen, classes, attacks.bounds)
+        wrong = values["clean", None]["predicted"] != split.label
+        outcome = suites.run(stages, nothing, attacks.epsilons, wrong, len(evaluation.devices), remember)
+        suites.add(result, stages, chosen.norm, attacks.epsilons, outcome)
+    return result
+
+
+def _not_default(attacks: Attacks, suite: Suite | None) -> tuple:
     """Return the settings that earlier releases lacked, unless they are the defaults."""
+    if suite:
+        return (suite,)
+    cw, precisions = attacks.cw, [each.precision for each in (attacks.pgd, attacks.square) if each]
     same = cw is None or dataclasses.replace(cw, images=CW.images) == CW()
-    return (() if same else (cw,)) + (() if suite == "paper" else (suite,))
+    return (() if same else (cw,)) + (() if set(precisions) <= {"float32"} else tuple(precisions))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax.attacks import pgd as pgd_attack
+from gradalign_jax.errors import first_line
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
 from gradalign_jax.evaluation.results import ATTACKS
 from gradalign_jax.types import IMAGE_RANGE, DeltaX, LogitsFn
@@ -30,7 +31,7 @@ def classes(logits_fn: LogitsFn, image: np.ndarray) -> int:
     try:
         logits = jax.eval_shape(logits_fn, two)
     except Exception as error:
-        cause = (str(error) or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         raise ValueError(
             f"logits_fn cannot be traced by JAX on float32 images {two.shape} ({cause}): it must be a function of JAX "
             "arrays alone"
@@ -54,7 +55,7 @@ def check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
     try:
         shape = getattr(jax.eval_shape(delta_x, two, row, row, row), "shape", None)
     except Exception as error:
-        cause = (str(error) or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         raise ValueError(f"delta_x cannot be traced by JAX on images {two.shape} and int32 rows ({cause})") from error
     if shape != two.shape:
         raise ValueError(f"delta_x returns {shape} for images {two.shape}: it must return vectors of the images' shape")
@@ -84,6 +85,19 @@ def value_range(bounds: Sequence[float]) -> tuple[float, float]:
     if np.shape(bounds) != (2,) or not bounds[0] < bounds[1]:
         raise ValueError(f"bounds={bounds} must be the smallest and the largest value of an image")
     return bounds if bounds is IMAGE_RANGE else (float(bounds[0]), float(bounds[1]))
+
+
+def check_paper_norms(norm: str, square: Square | None) -> None:
+    """Check that an L2 norm is only asked of a suite: the paper's Square Attack is in L∞.
+
+    Raises:
+      ValueError: if `norm` or Square Attack's is another one.
+    """
+    if norm != "linf" or (square and square.norm != "linf"):
+        raise ValueError(
+            "norm='l2' needs a suite (suite='autoattack' or 'malt'): the paper attacks with PGD in both norms and with "
+            "Square Attack in L∞"
+        )
 
 
 def check_attacks(attacks: Attacks) -> None:

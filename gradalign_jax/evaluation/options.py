@@ -3,9 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradalign_jax.ops import precision
 from gradalign_jax.types import IMAGE_RANGE
 
 SUITES = ("autoattack", "malt")
+
+
+def _check_precision(name: str) -> None:
+    if name not in precision.NAMES:
+        raise ValueError(f"unknown precision {name!r}: use one of {', '.join(precision.NAMES)}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,10 @@ class PGD:
     loss: str = "cross_entropy"
     precision: str = "float32"
 
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown precision."""
+        _check_precision(self.precision)
+
 
 @dataclass(frozen=True)
 class Square:
@@ -44,6 +54,12 @@ class Square:
     images: int = 0
     precision: str = "float32"
     norm: str = "linf"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on an unknown norm or precision."""
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"unknown norm {self.norm!r}: use linf or l2")
+        _check_precision(self.precision)
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,7 @@ class Suite:
         for name in ("steps", "targets", "queries"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} of a suite must be an integer >= 1")
+        _check_precision(self.precision)
 
 
 @dataclass(frozen=True)

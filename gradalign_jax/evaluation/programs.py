@@ -79,6 +79,7 @@ class Evaluation:
     ):
         self.blocks = Blocks(split, on=on, block=block, key=key, block_key=block_key)
         self.size, self.label, self.block = self.blocks.size, self.blocks.label, self.blocks.block
+        self.devices = self.blocks.devices
         self.classifier, self._attacks, self._loss = classifier, attacks, loss
         self._black_box, self._nearest = black_box, nearest
         self._search, self._queries = search, queries

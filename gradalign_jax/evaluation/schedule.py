@@ -71,6 +71,11 @@ class Point(NamedTuple):
     compute: Callable[[], dict[str, list]]
 
 
+def compute(point: Point) -> dict[str, list]:
+    """Compute a point without recording it."""
+    return point.compute()
+
+
 Values = dict[tuple[str, float | None], dict[str, np.ndarray]]  # by (measure, ε) and name: [N, ...]
 
 
@@ -78,7 +83,7 @@ def measure(
     evaluation: Evaluation,
     variables: Variables,
     plan: Plan,
-    remember: Callable[[Point], dict[str, list]] = lambda point: point.compute(),
+    remember: Callable[[Point], dict[str, list]] = compute,
 ) -> Values:
     """Make every measurement of a plan, under one progress bar.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradalign_jax import alignment, robustness
 from gradalign_jax.attacks import apgd, fab
-from gradalign_jax.evaluation import results, warnings
+from gradalign_jax.evaluation import results, schedule, warnings
 from gradalign_jax.evaluation.options import Suite
 from gradalign_jax.evaluation.programs import Evaluation, Model
 from gradalign_jax.evaluation.schedule import Point
@@ -102,7 +102,9 @@ def nearest_classes(logits_fn: Callable, image: Array, label: Array, count: int,
     logits, jacobian = alignment.input_jacobian(logits_fn, image)
     rows, flat = jnp.arange(len(image)), jacobian.reshape(*logits.shape, -1)
     difference = flat[rows, label][:, None] - flat
-    size = jnp.abs(difference).sum(-1) if norm == "linf" else jnp.linalg.norm(difference, axis=-1)
+    scale = jnp.max(jnp.abs(difference), axis=-1)  # keeps the squares of very small gradients from vanishing
+    scaled = difference / jnp.where(scale > 0, scale, 1)[..., None]
+    size = scale * (jnp.abs(scaled).sum(-1) if norm == "linf" else jnp.linalg.norm(scaled, axis=-1))
     gap = logits[rows, label][:, None] - logits
     distance = jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), jnp.finfo(gap.dtype).max)
     return jax.lax.top_k(jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), -jnp.inf, -distance), count)[1]
@@ -135,7 +137,7 @@ def run(
     epsilons: Sequence[float],
     wrong: np.ndarray,
     devices: int = 1,
-    remember: Callable[[Point], dict[str, list]] = lambda point: point.compute(),
+    remember: Callable[[Point], dict[str, list]] = schedule.compute,
 ) -> Outcome:
     """Run the attacks of a suite.
 

@@ -61,7 +61,7 @@ _TEST = {
     "evaluate.suite": _one_of("paper", "autoattack", "malt"),
     "evaluate.norm": _one_of("linf", "l2"),
     "evaluate.suite_steps": _COUNT,
-    "evaluate.suite_queries": _COUNT,
+    "evaluate.suite_queries": ("must lie in 1 to 200000", lambda v: 1 <= v <= 200_000),
     "evaluate.cw_iterations": _COUNT,
     "evaluate.cw_learning_rate": _POSITIVE,
 }

@@ -211,7 +211,7 @@ def _recorded_block(subject: Subject, workdir: Workdir) -> tuple[int, Any]:
     block = value("block", None, 0, lambda: subject.block)
     if subject.config.evaluate.block in (0, block):
         return block, value
-    workdir.forget_points()
+    workdir.forget_points(keep=("weights",))
     value = workdir.remembered()
     return value("block", None, 0, lambda: subject.block), value
 

@@ -16,6 +16,7 @@ from matplotlib import image as raster
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gradalign_jax.errors import first_line
 from gradalign_jax.paper import SPHERES_SHAPE
 from gradalign_jax.storage.atomic import write_atomically
 
@@ -26,7 +27,7 @@ def optional() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logging.warning("a picture could not be drawn, the result is not affected: %s", str(error).splitlines()[0])
+        logging.warning("a picture could not be drawn, the result is not affected: %s", first_line(error))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,16 @@ import numpy as np
 from absl import logging
 
 from gradalign_jax import config_keys, stopping
-from gradalign_jax.errors import RunError
+from gradalign_jax.errors import RunError, first_line
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
 from gradalign_jax.storage.records import seal, unseal
 
 KEEP = 2  # checkpoints
 # Keys that change where, how fast or how visibly a run computes, but not its result.
-FREE_KEYS = ("devices", "data.dir", "data.cache", "data.folder", "train.checkpoint_minutes", "evaluate.block")
+FREE_KEYS = (
+    *("devices", "data.dir", "data.cache", "data.folder", "data.table", "train.checkpoint_minutes"),
+    "evaluate.block",
+)
 _RESUME = "free space and type the same command again to resume from the last checkpoint"
 
 
@@ -284,9 +287,12 @@ class Workdir:
 
         return value
 
-    def forget_points(self) -> None:
-        """Drop the evaluation's points, which belong to another classifier."""
+    def forget_points(self, keep: Collection[str] = ()) -> None:
+        """Drop the evaluation's recorded points, except those of the measures in `keep`."""
+        kept = [point for point in self.points() if point["measure"] in keep]
         (self.path / "evaluation.jsonl").unlink(missing_ok=True)
+        for point in kept:
+            self.point(**{name: value for name, value in point.items() if name != "seconds"})
 
     def point(self, **values: Any) -> None:
         """Record one finished point of the evaluation.
@@ -366,4 +372,4 @@ def _cause(error: Exception) -> str:
     """Return one line from Orbax's long report on why a checkpoint cannot be written."""
     if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):  # TensorStore's name for a full disk
         return "No space left on device"
-    return str(error).splitlines()[0][:200]
+    return first_line(error)[:200]

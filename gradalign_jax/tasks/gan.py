@@ -254,8 +254,8 @@ def count(params: Any) -> int:
 
 
 def last_losses(workdir: Workdir) -> dict[str, float]:
-    """Return the losses of the last logged iterations."""
-    last = workdir.history()[-1]
+    """Return the losses of the last logged iterations; {} where no line of the metrics can be read."""
+    last = (workdir.history() or [{}])[-1]
     return {name.removeprefix("train/"): value for name, value in last.items() if name != "step"}
 
 

@@ -79,10 +79,9 @@ def base(dataset: str, task: str) -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = dataset
-    config.data.dir = ""  # directory of tensorflow_datasets; "": $TFDS_DATA_DIR, else its default
-    config.data.cache = (
-        ""  # directory of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
-    )
+    config.data.dir = ""  # directory of tensorflow_datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    # directory of decoded arrays; "": $XDG_CACHE_HOME/gradalign_jax, else ~/.cache/gradalign_jax
+    config.data.cache = ""
     config.data.limit = 0  # number of images per split (0 = all)
     return config
 
@@ -111,7 +110,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.attack.step_size = 0.02  # η
     config.attack.steps = 40  # k
     config.attack.loss = "margin"  # margin | cross_entropy
-    config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's range where wider
+    config.attack.clip = "range"  # range: clamp to [-1, 1] (the paper); data: to the data's range if it is wider
 
     config.evaluate = ConfigDict()  # the best epoch on the test split
     config.evaluate.images = 0  # number of test images (0 = all)
@@ -130,7 +129,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.suite_queries = 5000  # of its Square Attack
     config.evaluate.delta_x = ""  # as delta_x.name, for ᾱ_Δx
     config.evaluate.generator = ""  # as delta_x.generator, for ᾱ_Δx; in the paper not the one that trains
-    config.evaluate.store = ""
+    config.evaluate.store = ""  # as delta_x.store, likewise
     config.evaluate.same_generator = False  # allow the generator or store that trained
     return config
 
@@ -159,7 +158,7 @@ def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigD
     config.align.weight = 0.1  # λ_α (Eq. 9)
 
     config.delta_x = ConfigDict()  # Δx of method align
-    config.delta_x.name = ""  # a file of gradalign_jax/deltax; "": of the directory given below, else the exact one
+    config.delta_x.name = ""  # a file of gradalign_jax/deltax; "": from the directory given below, else the exact Δx
     config.delta_x.generator = ""  # directory of a finished vrgan run
     config.delta_x.store = ""  # directory of a finished project run
 

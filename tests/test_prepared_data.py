@@ -109,7 +109,7 @@ def test_prepared_data_come_back_in_the_original_order(copy, tmp_path, name):
     np.testing.assert_array_equal(test.image, image["test"])
     np.testing.assert_array_equal(test.index, count + np.arange(len(test.label)))
     assert (dataset.name, dataset.image_shape) == (name, MINI[name].image_shape)
-    # CIFAR-10's miniature has only 6 test labels, too few to be recognised as the original order.
+    # CIFAR-10's miniature has only 6 test labels, too few to be recognized as the original order.
     assert len(dataset.notes) == (0 if name == "mnist" else 1)
     few = data.load(name, data_dir=copy, cache_dir=tmp_path, limit=2)
     assert [len(split.label) for split in few.splits.values()] == [2, 2, 2]

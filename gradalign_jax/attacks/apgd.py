@@ -12,9 +12,9 @@ With P the projection onto the ball around the image and onto the range, and η 
 
 The first checkpoint comes after 22 % of the steps. Each further one follows sooner by 3 %, but by no less than 6 %.
 
-The settings are those of the authors' AutoAttack, which also compares the first loss with 0 where condition 1 asks for
-the loss of the start, and counts a tie in condition 1 as too few. Here each image has its own key, and ends its search
-where it is misclassified first.
+The settings are those of the authors' AutoAttack. As there, the first step counts as a rise if its loss exceeds 0, not
+the loss at the start, and a tie in condition 1 counts as too few rises. Here each image has its own key, and its search
+ends at its first misclassified iterate.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from gradalign_jax.types import IMAGE_RANGE, Array, BlackBoxAttack, LogitsFn, pr
 
 
 class Found(NamedTuple):
-    """What the attack found, for each image.
+    """The result of the attack for each image.
 
     image: `[B, ...]`, the first iterate that is misclassified, else the one of largest loss.
     fooled: bool `[B]`, whether `image` is misclassified.
@@ -111,7 +111,7 @@ def search(
             return value.sum(), (value, predicted(logits) != label)
 
         def ascend(x, found: Found):
-            """Return the gradient and the loss at x, and what is found with x."""
+            """Return the gradient and the loss at x, and the result updated with x."""
             gradient, (value, wrong) = jax.grad(total, has_aux=True)(x)
             value = jnp.where(jnp.isnan(value), -jnp.inf, value)
             return gradient, value, _update(found, x, value, wrong)
@@ -185,7 +185,7 @@ def make(
     Args:
       norm: "linf" or "l2".
       steps: number of gradient steps; the checkpoints scale with it.
-      restarts: number of ascents, each from a point of its own.
+      restarts: number of ascents, each from its own random start.
       loss: "cross_entropy", "dlr" (from three classes), "pma" or "margin" (the choice for two classes).
       rho: share of steps that must raise the loss, in condition 1.
       random_start: whether to start at a uniform point of the ball, or at the image.
@@ -245,7 +245,7 @@ def make_targeted(
     random_start: bool = True,
     bounds: tuple[float, float] = IMAGE_RANGE,
 ) -> Callable[..., Array]:
-    """Build `attack(logits_fn, key, image, label, epsilon, target=None) -> image`, `make` once per wrong class.
+    """Build `attack(logits_fn, key, image, label, epsilon, target=None) -> image`: `make`, once per wrong class.
 
     All targets are searched at once, in a batch T times as large. The result is the first success in the order of the
     targets, else the image of largest loss. `target` int `[B, T]` names them; by default they are the `targets` wrong
@@ -264,12 +264,12 @@ def make_targeted(
 
 
 def _where(condition: Array, yes: Array, no: Array) -> Array:
-    """Choose image by image, by `[B]`."""
+    """Return `yes` or `no` for each image, by a condition `[B]`."""
     return jnp.where(per_image(condition, yes) > 0, yes, no)
 
 
 def _update(found: Found, image: Array, loss: Array, wrong: Array) -> Found:
-    """Return what is found with one more iterate; an image that is fooled already keeps the iterate that did it."""
+    """Return the result updated with one more iterate; an image that is already fooled keeps its iterate."""
     take = ~found.fooled & (wrong | (loss > found.loss))
     return Found(
         _where(take, image, found.image),

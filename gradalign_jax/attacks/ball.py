@@ -1,6 +1,6 @@
 """The ε-balls of the attacks: each norm is a random start, a direction of steepest ascent and a projection.
 
-Vectors are `[B, ...]`, one per image; ε is a scalar or `[B]`. PGD is written in these three functions alone.
+Vectors are `[B, ...]`, one per image; ε is a scalar or `[B]`. PGD needs only these three functions.
 """
 
 from collections.abc import Callable

@@ -55,7 +55,7 @@ def make(
 
     Args:
       search_steps: number of values of c.
-      iterations: most iterations of Adam for each c.
+      iterations: maximum number of Adam steps for each c.
       constant: the first value of c.
       learning_rate: Adam's, in units of w. It must be small beside the distance sought: the authors use 0.02, and 0.002
         for Spheres, where 0.02 overestimates the distance by a fifth or more.
@@ -87,14 +87,14 @@ def make(
             trial = center + half * jnp.tanh(w + delta)
             logits = logits_fn(trial)
             margin = confidence - losses.margin(logits, label)
-            # A tie fools where the label does not win it, as everywhere.
+            # A tie counts as misclassified unless the label wins it, as in all attacks.
             tied = (margin == 0) & (predicted(logits) != label)
             moved = squared(trial - start)
             loss = moved + constant * jnp.maximum(margin, 0)
             return jnp.sum(loss), (loss, (margin < 0) | tied, trial)
 
         def descend(search: _Search) -> tuple[Found, Array]:
-            """Return the best images so far, and where the current constant fooled."""
+            """Return the best images so far, and which images the current constant fooled."""
 
             def unfinished(carry):
                 i, running = carry[:2]

@@ -7,10 +7,10 @@ projection and C the clamp to the range (Eq. 7 and 8),
     α = min(‖d(x)‖ / (‖d(x)‖ + ‖d(x₀)‖), α_max)
     x ← C((1 - α) (x + η d(x)) + α (x₀ + η d(x₀))).
 
-Where x is misclassified, it counts as a result and moves back: x ← x₀ + β (x - x₀). At last a few secant steps on the
-line from x₀ to the result look for a nearer one (section 3.3).
+A misclassified x is a result, and moves back: x ← x₀ + β (x - x₀). Finally, a few secant steps on
+the line from x₀ to the result look for a nearer one (section 3.3).
 
-The settings are those of the authors' AutoAttack, which leaves out the last search.
+The settings are those of the authors' AutoAttack, which leaves out the secant steps.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from gradalign_jax.attacks.pgd import image_keys
 from gradalign_jax.types import IMAGE_RANGE, Array, LogitsFn, predicted
 
 _LEAST = 1e-8  # keeps α defined where both steps are zero
-# The last search goes this share of the image's margin beyond the boundary: on the boundary, rounding would decide.
+# The secant steps aim this share of the image's margin beyond the boundary: on it, rounding would decide the class.
 _BEYOND = 1e-3
 
 
 class Found(NamedTuple):
-    """What the attack found, for each image.
+    """The result of the attack for each image.
 
     image: `[B, ...]`, the nearest misclassified image; the image itself where none was found.
     distance: `[B]`, the norm of its change; 0 if misclassified without an attack, +inf where none was found.
@@ -105,7 +105,7 @@ def search(
 ) -> Callable[..., Found]:
     """Build `search(logits_fn, key, image, label, epsilon, target) -> Found` with one target int `[B]` per image.
 
-    ε only limits how far from the image a restart begins, so that one search serves every ε. The arguments, and the
+    ε only limits how far from the image a restart begins, so one search serves every ε. The arguments, and the
     errors, are those of `make_targeted`.
     """
     if norm not in BALLS:
@@ -234,7 +234,7 @@ def make_targeted(
 ) -> Callable[..., Array]:
     """Build `attack(logits_fn, key, image, label, epsilon, target=None) -> image`.
 
-    The nearest misclassified image that was found is returned where it lies within ε, else the image itself. All
+    The result is the nearest misclassified image found if it lies within ε, otherwise the image itself. All
     targets are searched at once, in a batch T times as large. `target` int `[B, T]` names them; by default they are the
     `targets` wrong classes with the largest logits on the unattacked image, or all K - 1 where there are fewer. The
     first search from an image is deterministic; `key` (one, or one per image `[B]`) and ε matter to restarts. ε is
@@ -247,8 +247,8 @@ def make_targeted(
       targets: number of wrong classes.
       alpha_max: largest weight of the projection of the image itself.
       eta: how far beyond the hyperplane a projection leads; 1 is onto it.
-      beta: share of the way from the image that is kept after a success.
-      last_steps: secant steps at the end.
+      beta: share of the distance from the image that is kept after a success.
+      last_steps: number of secant steps at the end.
       bounds: smallest and largest value of an attacked image.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Losses that attacks raise, one value per image, and the margin that decides which images are misclassified."""
+"""Losses that attacks maximize, one value per image, and the margin that decides which images are misclassified."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ def margin(logits: Array, label: Array) -> Array:
 def dlr(logits: Array, label: Array) -> Array:
     """Return the difference of logits ratio `[B]` (Croce & Hein 2020, Eq. 6): margin / (z_(1) - z_(3)), z_(i) sorted.
 
-    Unlike cross-entropy it does not change with the scale of the logits, so its gradient does not vanish with it.
+    Unlike cross-entropy it does not depend on the scale of the logits, so its gradient does not vanish for large ones.
 
     Raises:
       ValueError: if there are fewer than three classes.
@@ -76,7 +76,7 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "dlr": dlr,
     "pma": pma,
 }
-# Raised towards a target: loss(logits, label, target) -> [B].
+# Maximized toward a target: loss(logits, label, target) -> [B].
 TARGETED: dict[str, Callable[[Array, Array, Array], Array]] = {
     "cross_entropy": lambda logits, label, target: -cross_entropy(logits, target),
     "margin": targeted_margin,

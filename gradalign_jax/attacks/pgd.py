@@ -9,7 +9,7 @@ from gradalign_jax.types import IMAGE_RANGE, Array, Attack, LogitsFn
 
 
 def vanishing(logits_fn: LogitsFn, image: Array, label: Array, loss: str = "cross_entropy") -> Array:
-    """Return where PGD has no direction, bool `[B]`: the gradient of the loss is zero or not finite in every pixel."""
+    """Return for which images PGD has no direction, bool `[B]`: no pixel of the gradient is finite and not zero."""
     gradient = jax.grad(lambda x: jnp.sum(LOSSES[loss](logits_fn(x), label)))(image)
     return ~jnp.any(jnp.isfinite(gradient) & (gradient != 0), axis=tuple(range(1, gradient.ndim)))
 

@@ -1,8 +1,8 @@
-"""Spatial attacks: they move pixels and leave their values alone.
+"""Spatial attacks: they move pixels without changing their values.
 
 `make` rotates and shifts the whole image (Engstrom et al. 2019, "Exploring the landscape of spatial robustness").
-`make_flow` moves each pixel separately (Xiao et al. 2018, "Spatially transformed adversarial examples"); this is the
-spatial attack in the later code of the paper's authors.
+`make_flow` moves each pixel separately (Xiao et al. 2018, "Spatially transformed adversarial examples"); it is the
+spatial attack in later code of the paper's authors.
 """
 
 import math
@@ -18,7 +18,7 @@ from gradalign_jax.attacks.losses import margin
 from gradalign_jax.attacks.pgd import image_keys
 from gradalign_jax.types import IMAGE_RANGE, Array, BlackBoxAttack, LogitsFn, predicted
 
-_SMALL = 1e-10  # in the square root of the flow's smoothness, as the authors have it
+_SMALL = 1e-10  # in the square root of the flow's smoothness, the authors' value
 
 
 def _sample(image: Array, row: Array, column: Array, fill: float) -> Array:
@@ -53,8 +53,8 @@ def make(
     The attack rotates and shifts by the points of a grid over angle and two shifts, or by random ones. It returns the
     first result that is misclassified, else the one of largest margin max_{j≠y} logit_j - logit_y, which may be the
     image itself; an image that is misclassified already is returned unchanged. ε is traced, a scalar or one per image:
-    it scales the limits, with 1 for the limits themselves. `key` (one, or one per image `[B]`) only matters to random
-    trials. The new border is `bounds[0]`, black. The defaults are those of Engstrom et al. 2019: 775 forward passes.
+    it scales the limits, with 1 for the limits themselves. Only random trials read `key` (one, or one per image
+    `[B]`). The new border is `bounds[0]`, black. The defaults are those of Engstrom et al. 2019: 775 forward passes.
 
     Args:
       rotation: largest angle, in degrees.
@@ -116,8 +116,8 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
 
     where Δ are the differences of neighbors, and pixels are read bilinearly within the image. It returns the last
     iterate that is misclassified, or the image itself. τ is traced, a scalar or one per image: the larger it is, the
-    smoother the flow and the weaker the attack. `key` is not used. The authors descended for a whole batch at once and
-    took its end; here each image has its own descent.
+    smoother the flow and the weaker the attack. `key` is not used. The authors' descent
+    optimizes a whole batch and returns its last iterate; here each image has its own descent.
 
     Args:
       iterations: steps of L-BFGS.
@@ -143,7 +143,7 @@ def make_flow(iterations: int = 40, bounds: tuple[float, float] = IMAGE_RANGE) -
             return jnp.clip(_sample(image, place[..., 0], place[..., 1], 0.0), *bounds)
 
         def search(image, label, tau):
-            """Return the last flow of one image that fools, else none."""
+            """Return the last flow of one image that fools the classifier, else zeros."""
 
             def margin_of(flow):
                 return margin(logits_fn(moved(flow, image)[None]), label[None])[0]

@@ -47,9 +47,9 @@ class Parts(NamedTuple):
     start(logits_fn, key, image, label, epsilon) -> State: vertical stripes, the first query.
     search(logits_fn, key, image, label, epsilon, state, first, last) -> State: iterations first .. last - 1 (traced);
       ends early once every image is fooled.
-    decide(logits_fn, image, label, epsilon, state) -> State: decides by the reported logits which images are fooled,
-      where `search` used logits of lower precision. An image that only the latter misclassify stays in the search, with
-      the margin of `logits_fn`.
+    decide(logits_fn, image, label, epsilon, state) -> State: decides by the logits of `logits_fn` which images are
+      fooled, where `search` used lower precision. An image that is misclassified only in lower precision stays in the
+      search, with the margin of `logits_fn`.
     attacked(image, epsilon, state) -> images: the iterate where it is misclassified, else the image itself.
     """
 

@@ -1,9 +1,9 @@
 """Square Attack in L2 (Andriushchenko et al. 2020, algorithm 3): random search that moves a budget between windows.
 
-The change of an image has norm ε, but for the clamp. A query takes the energy of two random windows of side s, and
-whatever the clamp has left over, and puts it into the first: a pattern η in a random sign per channel, added to what
-the window held at norm 1. η (algorithm 4) is a hill and a valley side by side or one above the other, each the sum of
-centered squares with weights 1, 1/4, 1/9, ...; the start is a mosaic of them, five to a side.
+The change of an image has norm ε, except for the clamp. A query takes the energy of two random windows of side s, and
+the energy that the clamp left unused, and puts it into the first window: a pattern η with a random sign per channel,
+added to the window's change scaled to norm 1. η (algorithm 4) is a hill and a valley, side by side or one above the
+other, each the sum of centered squares with weights 1, 1/4, 1/9, ...; the start is a mosaic of them, five to a side.
 
 Each image draws its windows from its own key. The authors drew one pair of windows for a whole batch.
 """
@@ -44,7 +44,7 @@ def pattern(side: Array, size: int) -> Array:
 
 
 def _mosaic(key: Array, change: Array) -> Array:
-    """Return the first change of one image, not scaled: tiles of η, each in a random sign per channel."""
+    """Return the first change of one image, unscaled: tiles of η, each with a random sign per channel."""
     height, width, channels = change.shape
     side = max(height // _TILES, 1)
     first = max((height - side * _TILES) // 2, 0)

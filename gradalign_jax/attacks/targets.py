@@ -1,4 +1,4 @@
-"""Classes that a targeted attack leads to, and one attack vmapped over them."""
+"""Target classes of an attack, and an attack vmapped over them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from gradalign_jax.types import Array
 
 
 def likeliest(logits: Array, label: Array, count: int) -> Array:
-    """Return the `count` wrong classes of largest logit, int `[B, T]`, largest first; T is at most K - 1."""
+    """Return the `count` wrong classes with the largest logits, int `[B, T]`, largest first; T is at most K - 1."""
     wrong = jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), -jnp.inf, logits)
     return jax.lax.top_k(wrong, min(count, logits.shape[-1] - 1))[1]
 
@@ -31,6 +31,6 @@ def each(attack: Callable[[Array, Array], Any], key: Array, target: Array) -> An
 
 
 def best(results: Any, score: Array) -> Any:
-    """Return of leaves `[B, T, ...]` the one with the largest score `[B, T]`, the first of equal ones, `[B, ...]`."""
+    """Return the leaves `[B, ...]` of the target with the largest score `[B, T]`, the first of equal ones."""
     place = score.argmax(1)
     return jax.tree.map(lambda leaf: leaf[jnp.arange(len(place)), place], results)

@@ -84,7 +84,7 @@ def prepare(pixels: np.ndarray, row: str) -> np.ndarray:
 def _read_image(path: Path) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    # Opened here: of a path, Pillow maps the file into memory and misreads a TIFF that is stored sideways.
+    # Opened here: given a path, Pillow maps the file into memory and misreads a TIFF that is stored sideways.
     with open(path, "rb") as file, Image.open(file) as film:
         deep = film.mode == "F" or film.mode.startswith("I")  # a conversion to "L" would clip these
         # Pillow honors the tag for 8 bits only.

@@ -16,7 +16,7 @@ from gradalign_jax.errors import DataError
 from gradalign_jax.terminal import progress_bar
 
 _BLOCK = 1_000  # records read at a time
-_PACKAGES = {"PIL": "pillow", "google": "protobuf", "tree": "dm-tree"}  # modules that their package does not name
+_PACKAGES = {"PIL": "pillow", "google": "protobuf", "tree": "dm-tree"}  # modules whose package has another name
 
 
 class Spec(NamedTuple):

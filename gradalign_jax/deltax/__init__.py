@@ -5,7 +5,7 @@ Each has a constructor `make(...)` that returns `delta_x(image, label, target, i
     exact        closed forms of the synthetic data sets            make(data_set)
     vrgan        the residual of a trained VR-GAN generator         make(generate_fn)
     centroid     the mean of the target class minus x               make(images, labels)
-    nearest      the nearest images of the target class minus x     make(images, labels, k=1)
+    nearest      the nearest examples of the target class minus x   make(images, labels, k=1)
 
 `projection` searches the manifold of a conditional GAN, which takes hours for a data set, so it has two steps:
 `make(...) -> project(generate_fn, image, target) -> z`, and `delta_x(generate_fn, image, target, z)`.

@@ -1,12 +1,14 @@
-"""Δx to the nearest known images of a class: the paper's definition, with the examples as the support of the class.
+"""Δx to the nearest examples of a class: the paper's definition, with the examples as the support of the class.
 
     Δ̂x = Σ_i w_i a_i - x,    w = softmax(-d_i² / s),    d_i = |x - a_i|₂,    s = mean_i d_i²
 
 over the k nearest examples a_1 .. a_k of class `target`; with k = 1 it is a_1 - x. As the examples fill the support, it
-tends to the Δx of section 2.1, the vector to the closest point of the class; in many dimensions it takes very many.
+tends to the Δx of section 2.1, the vector to the closest point of the class; in many dimensions that takes very many
+examples.
 The softmax weights are those of kernel regression with a Gaussian kernel (Nadaraya 1964, Watson 1964).
 
-Cost: a matrix product of B x n by n x N, so 2 B n N FLOP for each batch: 31 GFLOP for 100 images of CIFAR-10.
+Cost: a matrix product of B x n by n x N, so 2 B n N FLOP for each batch: 28 GFLOP for 100 images and the 45,000
+examples of CIFAR-10.
 Memory: the N examples and their norms on the device, and B x `block` distances.
 """
 

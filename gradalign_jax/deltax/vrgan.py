@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 from gradalign_jax.types import Array, DeltaX
 
-GenerateFn = Callable[
-    [Array, Array, Array], Array
-]  # image [B, ...], desired [B], actual class [B] -> residual [B, ...]
+# image [B, ...], desired class [B], actual class [B] -> residual [B, ...]
+GenerateFn = Callable[[Array, Array, Array], Array]
 
 
 def make(generate_fn: GenerateFn) -> DeltaX:

@@ -204,7 +204,7 @@ def create_discriminator(
 
 
 def crop(image: Array, size: int) -> Array:
-    """Return the middle `[B, size, size, C]` of square images: MNIST's 28 pixels of the generator's 32."""
+    """Return the center `[B, size, size, C]` of square images, such as MNIST's 28 rows of the generator's 32."""
     margin = (image.shape[1] - size) // 2
     return image[:, margin : margin + size, margin : margin + size]
 

@@ -26,7 +26,7 @@ def load(source: str | Path, variables: Variables) -> Variables:
       variables: of the model, {"params", "batch_stats"}.
 
     Raises:
-      ValueError: if the model is no ResNet-18, the file is missing or damaged, or a tensor is missing or has another
+      ValueError: if the model is not a ResNet-18, the file is missing or damaged, or a tensor is missing or has another
         shape; the message names the file, the first tensor at fault and the remedy.
       ImportError: if a repository is given and the extra `hub` is not installed.
     """

@@ -90,7 +90,7 @@ def dense_matrix(window: Window, kernel: Array) -> Array:
 
 
 def materialized(kernel: Array) -> Array:
-    """Return the kernel as an array of its own, which XLA does not fuse with the product that reads it.
+    """Return the kernel as a separate array, which XLA does not fuse with the product that reads it.
 
     XLA moves work on constant kernels out of a loop unless it ends in a slice or a transpose: those it fuses with the
     product and repeats in every iteration.

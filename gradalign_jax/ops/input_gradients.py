@@ -49,7 +49,7 @@ def accelerator(window: Window, g: Array, kernel: Array, layout: str = "HWOI") -
 
 
 def dense(window: Window, g: Array, kernel: Array) -> Array:
-    """Return the input gradient of `forms.dense`, with its matrix: to build one of the flipped kernel takes longer.
+    """Return the input gradient of `forms.dense`, with its matrix: that of the flipped kernel takes longer to build.
 
     In bfloat16 the transpose is materialized; XLA would multiply by it in float32 on some CPUs.
     """

@@ -16,7 +16,7 @@ from gradalign_jax.ops.window import LAYOUT, Form, Window, dense_taps, gradient_
 from gradalign_jax.ops.winograd import F43, band_window, bands, combine, rows_apart
 from gradalign_jax.types import Array
 
-_GROUP = 5 * 2**16  # image floats per pass of `in_groups`: they and what is computed from them fit the caches
+_GROUP = 5 * 2**16  # image floats per pass of `in_groups`, so that all arrays of a pass fit the caches
 
 
 def accelerator(window: Window, dtype: jnp.dtype, x: Array, g: Array) -> Array:

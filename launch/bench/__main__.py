@@ -71,7 +71,7 @@ def build(name: str, arguments: argparse.Namespace) -> interleaved.Item:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the parsed command line; `table` says whether the accelerator's tables are made."""
+    """Return the parsed command line; `table` is whether the accelerator's tables are made."""
     parser = argparse.ArgumentParser(
         prog="python launch/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

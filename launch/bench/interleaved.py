@@ -29,7 +29,7 @@ class Item(NamedTuple):
       compile_seconds: time to trace and compile ours.
       agreement: differences between our results and PyTorch's.
       flops: operations of one part of a step.
-      parts: what a step's time is divided by: a part is one pair and step of a projection.
+      parts: number of parts that a step's time is divided by; a part is one pair and step of a projection.
       steps: steps of ours in one call.
     """
 

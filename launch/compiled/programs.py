@@ -166,9 +166,8 @@ def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any
         pairs = np.zeros((len(on), run.block), np.int32)
         run.program()(*parallel.split((pairs, pairs), run.devices))
     steps = sum(config.project.steps)
-    return Program(
-        caught.traced, steps, run.block, "project.block", macs, steps // 2
-    )  # the mean length of the two phases
+    mean_phase = steps // 2  # the length of a phase is an argument
+    return Program(caught.traced, steps, run.block, "project.block", macs, mean_phase)
 
 
 def train_gan(on: Sequence[jax.Device], name: str, macs: float = 0, length: int = 0, **changes: Any) -> Program:

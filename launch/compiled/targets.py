@@ -32,7 +32,7 @@ _TORUS_2D, _TORUS_3D = ("2x2", "2x4", "4x4"), ("2x2x1", "2x2x2", "2x2x4")
 
 
 class Target(NamedTuple):
-    """A device, its figures, and how XLA is told about it.
+    """A device, its figures, and its description for XLA.
 
     Attributes:
       kind: "gpu" or "tpu".

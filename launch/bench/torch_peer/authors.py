@@ -3,8 +3,8 @@
 Their work beyond the method itself is kept on purpose: K separate backward passes that record a graph in every step of
 a multi-class run; 4 more full gradients for the alignment metrics; metrics in a Python loop over images with `.item()`;
 an attack that draws its noise with NumPy and clears the parameters' gradients twice per iteration; an optimizer that is
-not fused. A model with one output (scores `[B]`) takes the binary path; in alignment runs that one computes Δx and
-cosines again for the log, image by image.
+not fused. A model with one output (scores `[B]`) takes the binary path, which in alignment runs computes Δx
+and cosines again for the log, image by image.
 """
 
 from collections.abc import Callable

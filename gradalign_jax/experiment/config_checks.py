@@ -199,8 +199,14 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
     """Refuse to measure alignment with the Δx that the classifier was trained with.
 
     Raises:
-      ValueError: if both sections name the same generator or store, and `measuring.same_generator` is False.
+      ValueError: if both sections name the same generator, store or estimator, and `measuring.same_generator` is False.
     """
+    estimator = trained.get("name", "")
+    if estimator not in ("", "exact") and estimator == measuring.delta_x and not measuring.same_generator:
+        raise ValueError(
+            f"config.evaluate.delta_x={estimator!r} is the estimator that training used: alignment with it would "
+            "measure how well training fitted it; give another one, or config.evaluate.same_generator=True"
+        )
     for kind in ("generator", "store"):
         same = (
             trained[kind] and measuring[kind] and os.path.realpath(trained[kind]) == os.path.realpath(measuring[kind])

@@ -384,10 +384,10 @@ def test_a_trained_classifier_judges_the_samples(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"gan.iterations": 7}, "no multiple of config.gan.sample_every=3"),
+        ({"gan.iterations": 7}, "not a multiple of config.gan.sample_every=3"),
         ({"gan.classifier": "nowhere"}, "no such directory"),
         ({"precision.training": "float16"}, "must be one of float32, tf32, bfloat16"),
-        ({"devices": 3}, "no multiple of config.devices=3"),
+        ({"devices": 3}, "not a multiple of config.devices=3"),
     ],
 )
 def test_wrong_settings_are_refused(changes, named):

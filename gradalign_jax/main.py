@@ -144,6 +144,16 @@ def _set_up_jax() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def _files(path: Path) -> list[str]:
+    """Return a finished run's last lines: its result, its pictures, and the command that makes a report of it."""
+    pictures = sorted(file.name for file in path.glob("*.png"))
+    return [
+        f"{path}/result.json",
+        *([f"pictures beside it: {', '.join(pictures)}"] if pictures else []),
+        f"report: python -m gradalign_jax.report {path} --output=report",
+    ]
+
+
 def main(argv: list[str]) -> None:
     """Set up JAX, open the run's directory and hand the config to its task."""
     del argv
@@ -173,7 +183,7 @@ def main(argv: list[str]) -> None:
         if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
         _fail(_reason(error))
-    print(f"{task.table(outcome)}\n{workdir.path}/result.json", flush=True)
+    print("\n".join([task.table(outcome), *_files(workdir.path)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def available(jobs: Sequence[Job], scale: Scale) -> tuple[list[Job], list[str]]:
 def with_inputs(job: Job, pretrained: str, films: str) -> Job:
     """Return the job with ImageNet weights, if the paper's starts from them, and with the folder of radiographs."""
     own = {}
-    if pretrained and job.dataset in plan.IMAGENET and job.task in (*plan.METHODS, "vrgan"):
+    if pretrained and job.dataset in plan.IMAGENET and job.task in (*paper.METHODS, "vrgan"):
         own["model.pretrained"] = pretrained
     if films and job.dataset == "copd":
         own["data.folder"] = films

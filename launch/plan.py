@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-METHODS = ("baseline", "align", "pgd")
+from gradalign_jax.paper import EPSILON, METHODS
+
 TABLE_2 = ("spheres", "squares", "mnist35", "copd", "mnist", "cifar10")
 DIRECT = ("spheres", "squares", "mnist35", "copd")  # Δ̂x by a VR-GAN
 INDIRECT = ("squares32", "mnist", "cifar10")  # by projection onto a conditional GAN's manifold
 # Data sets without an exact Δx: the config key of the estimate, and the task that makes it.
 ESTIMATE = {"mnist35": "generator", "copd": "generator", "mnist": "store", "cifar10": "store"}
 MAKER = {"generator": "vrgan", "store": "project"}
-EPSILON = {"spheres": 0.005, "squares": 0.2, "mnist35": 0.3, "copd": 0.006, "mnist": 0.3, "cifar10": 0.01}
 IMAGENET = ("squares", "mnist35", "copd", "mnist")  # classifiers and critics start from ImageNet weights
 # Config keys that hold the directory of another run.
 GAN_OF_PROJECT = "project.generator"

@@ -162,6 +162,8 @@ def test_a_finished_smoke_run_prints_its_result_again(tmp_path):
     assert answer.returncode == 0, answer.stderr
     assert list((tmp_path / "programs").iterdir())
     assert "ε50% PGD L∞" in answer.stdout
+    assert "pictures beside it: curves.png, gradients.png" in answer.stdout
+    assert f"report: python -m gradalign_jax.report {tmp_path / 'run'} --output=report" in answer.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result) >= {
         *(

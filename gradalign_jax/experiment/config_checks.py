@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax import deltax
+from gradalign_jax.paper import METHODS
 
 _POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
 _COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
@@ -83,7 +84,7 @@ _CLASSIFIER = (
     _TRAINING
     | _TEST
     | {
-        "method": _one_of("baseline", "align", "pgd"),
+        "method": _one_of(*METHODS),
         "precision.training": _TRAINED,
         "precision.attack": _SEARCHED,
         "optimizer.name": _one_of("adam", "sgd"),

@@ -13,9 +13,8 @@ import optax
 
 from gradalign_jax import alignment
 from gradalign_jax.ops import precision
+from gradalign_jax.paper import METHODS
 from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Step, Variables
-
-METHODS = ("baseline", "align", "pgd")
 
 
 class TrainState(NamedTuple):

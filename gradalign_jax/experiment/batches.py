@@ -1,8 +1,10 @@
 """The examples of each training step, as pure functions of (seed, step)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from gradalign_jax import data
@@ -23,6 +25,15 @@ def load(config: ConfigDict) -> data.Dataset:
         limit=section.limit or None,
         **options,
     )
+
+
+def described(dataset: data.Dataset) -> dict[str, Any]:
+    """Return what a result says of its data: `shape` of an image, and size and class balance of each split."""
+    splits = {
+        name: {"images": len(split.label), "share_of_class_0": float(np.mean(split.label == 0))}
+        for name, split in dataset.splits.items()
+    }
+    return {"shape": list(dataset.image_shape), "splits": splits}
 
 
 def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:

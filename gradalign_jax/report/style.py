@@ -1,12 +1,11 @@
 """How figures look, on light and on dark pages, and what a figure is."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may be missing here; read when Matplotlib is imported
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 

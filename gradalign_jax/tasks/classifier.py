@@ -185,7 +185,7 @@ class ClassifierRun:
         return classifier_result(
             self.config,
             self.config,
-            measured=measured,
+            measured=measured | batches.described(self.dataset),
             best=verified,
             seconds=self.workdir.seconds(),
             devices=[device.device_kind for device in self.devices],

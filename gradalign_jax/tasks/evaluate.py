@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment import artifacts, batches, config_checks
 from gradalign_jax.experiment.subject import load_subject, test
 from gradalign_jax.storage.result import classifier_result, table
 from gradalign_jax.storage.workdir import Workdir
@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     result = classifier_result(
         config,
         trained,
-        measured=measured,
+        measured=measured | batches.described(subject.dataset),
         best=before["best"],
         seconds=workdir.seconds(),
         devices=[device.device_kind for device in subject.devices],

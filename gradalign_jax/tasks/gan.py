@@ -239,6 +239,7 @@ class GanRun:
             "losses": last_losses(self.workdir),
             "collapse": {"raw": self.check(state.generator), "ema": self.check(state.ema)},
             "digest": digest,
+            **batches.described(self.dataset),
             **provenance(
                 self.config,
                 seconds=self.workdir.seconds(),

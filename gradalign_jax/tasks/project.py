@@ -194,7 +194,9 @@ class ProjectRun:
             "loss": self.losses(),
             "similarity": float(similarity.mean()) if exact else None,
             "similarity_sd": float(similarity.std()) if exact else None,
+            "norms": self.norms(estimate),
             "traces": self.traces,
+            **batches.described(self.dataset),
             **provenance(
                 self.config,
                 seconds=self.workdir.seconds(),
@@ -237,6 +239,30 @@ class ProjectRun:
 
         blocks = Blocks(self.shown(), on=self.devices[:1], block=self.block, block_key="config.project.block")
         return blocks.map(cosine)(parallel.replicate(estimate.delta_x, self.devices[:1]))
+
+    def norms(self, estimate: Estimate) -> dict[str, dict[str, float]]:
+        """Return mean ‖Δ̂x‖₂ of the shown images, as `delta_to_C` by the images' own class."""
+        classes = self.dataset.num_classes
+
+        def measure(delta_x, batch):
+            def towards(target):
+                vector = delta_x(batch.image, batch.label, jnp.full_like(batch.label, target), batch.index)
+                return jnp.linalg.norm(vector.reshape(len(vector), -1), axis=1)
+
+            return jax.lax.map(towards, jnp.arange(classes)).T
+
+        images = self.shown()
+        blocks = Blocks(images, on=self.devices[:1], block=self.block, block_key="config.project.block")
+        norm = blocks.map(measure)(parallel.replicate(estimate.delta_x, self.devices[:1]))  # [N, K]
+        skipped = self.config.project.skip_own_class
+        return {
+            f"delta_to_{target}": {
+                str(own): float(norm[images.label == own, target].mean())
+                for own in np.unique(images.label)
+                if not (skipped and own == target)
+            }
+            for target in range(classes)
+        }
 
     def draw(self, estimate: Estimate) -> None:
         """Draw a few images of each class with their projection onto every class (Figures S2, S5, S6)."""

@@ -191,12 +191,13 @@ class VRGANRun:
             else None,
             "norms": by_class,
             "moved": float(measured["moved"].mean()),
+            "moved_by_destination": {str(1 - c): float(measured["moved"][label == c].mean()) for c in np.unique(label)},
         }
 
     def draw(self, best: Best) -> None:
         """Draw x, Δ̂x, x̂′ and, if there is an exact one, Δx, for a few test images of each class."""
         split = self.split("test", _TEST_SET)
-        few = a_few(split, 4)
+        few = a_few(split, 5)
         image, label, index = pipeline.gather(
             data.Split(*(jnp.asarray(rows[few]) for rows in split)), jnp.arange(len(few))
         )
@@ -224,6 +225,7 @@ class VRGANRun:
             "seed": self.config.seed,
             **measured,
             "best": {"epoch": int(best.epoch), "loss": float(best.loss)},
+            **batches.described(self.dataset),
             **provenance(
                 self.config,
                 seconds=self.workdir.seconds(),

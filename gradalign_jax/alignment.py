@@ -18,6 +18,7 @@ from gradalign_jax.types import Array, DeltaX, LogitsFn
 # Up to this many classes the Jacobian is held whole. On a CPU its backward passes are unrolled, which measured
 # fastest there; vmap was slowest.
 _WHOLE = 16
+_THEORY = ("condition", "norm_delta_x")
 # Vectors whose largest entry is below this count as zero: 1 / tiny² must stay finite in float32 for second derivatives.
 _TINY = 1e-18
 
@@ -218,8 +219,20 @@ def measure(
       `[B]` arrays: `target` (c̃, Eq. 5), `distance` (signed, linearized, to c̃; Lemma 1), `alpha_delta_x`
       (cos(Δx, ∇ℓ) with ℓ = logit_c̃ - logit_y; Eqs. 6 and 8), `alpha_x` (|cos(x, ∇logit_m)|, Eq. 18) and the
       other gradients of Table S2: `alpha_x_label` (Ψ_y), `alpha_x_target_label` (Ψ_c̃ - Ψ_y) and
-      `alpha_x_closest_predicted` (Ψ_c* - Ψ_m); `condition`, whether {c*, m} = {y, c̃}, which Theorem 1 assumes; and with
-      a Δx its L2 norm `norm_delta_x`.
+      `alpha_x_closest_predicted` (Ψ_c* - Ψ_m).
+    """
+    measured = measure_with_theory(logits_fn, delta_x, image, label, index)
+    return {name: value for name, value in measured.items() if name not in _THEORY}
+
+
+def measure_with_theory(
+    logits_fn: LogitsFn, delta_x: DeltaX | None, image: Array, label: Array, index: Array | None = None
+) -> dict[str, Array]:
+    """Return `measure` and the quantities of Theorems 1 and 2, `[B]` each; arguments as in `measure`.
+
+    Returns:
+      All of `measure`; `condition`, whether {c*, m} = {y, c̃}, which Theorem 1 assumes; with a Δx its L2 norm,
+      `norm_delta_x`.
     """
     logits, pull_back = jax.vjp(logits_fn, image)
     gradients = _gradients(pull_back, logits)

@@ -49,7 +49,7 @@ def test_measure_equals_a_float64_loop(seed, classes):
 
     with jax.enable_x64(True):
         measured = jax.jit(
-            lambda x: alignment.measure(
+            lambda x: alignment.measure_with_theory(
                 logits_fn,
                 lambda image, label, target, i: jnp.asarray(cached)[i, target] - image,
                 x,
@@ -72,6 +72,8 @@ def test_measure_equals_a_float64_loop(seed, classes):
             "alpha_x_label": abs(cosine(x, jacobian[y])),
             "alpha_x_target_label": abs(cosine(x, jacobian[target] - jacobian[y])),
             "alpha_x_closest_predicted": abs(cosine(x, jacobian[closest] - jacobian[m])),
+            "condition": {m, closest} == {y, target},
+            "norm_delta_x": np.linalg.norm(cached[index[i], target] - x),
         }
         assert set(expected) == set(measured)
         for name, value in expected.items():

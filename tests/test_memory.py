@@ -75,9 +75,9 @@ def test_other_errors_pass_through():
 
 def test_a_full_disk_is_not_reported_as_device_memory():
     disk = RunError("cannot write checkpoint 2: RESOURCE_EXHAUSTED: write failed")
-    assert main._first_line(disk) == str(disk)
-    assert "device memory" not in main._first_line(ValueError("RESOURCE_EXHAUSTED: ENOSPC"))
-    assert main._first_line(jax.errors.JaxRuntimeError(MESSAGES[0])).startswith("out of device memory")
+    assert main._reason(disk) == str(disk)
+    assert "device memory" not in main._reason(ValueError("RESOURCE_EXHAUSTED: ENOSPC"))
+    assert main._reason(jax.errors.JaxRuntimeError(MESSAGES[0])).startswith("out of device memory")
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'\nno devices")])

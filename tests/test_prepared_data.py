@@ -176,12 +176,12 @@ def test_a_missing_package_is_named(copy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("module", "package"),
+    ("module", "named"),
     [
         ("array_record.python", "array_record"),
         ("immutabledict", "immutabledict"),
         ("tree", "dm-tree"),
-        ("PIL", "pillow"),
+        ("PIL", "PIL"),
     ],
 )
 def test_a_package_missing_inside_tensorflow_datasets_is_named(copy, tmp_path, module, named):

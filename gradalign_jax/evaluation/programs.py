@@ -110,7 +110,7 @@ class Evaluation:
     def _alignment_program(self) -> Callable:
         def aligned(model, batch, keys, rows, delta_x):
             blind = pgd.vanishing(model, batch.image, batch.label, self._loss)
-            return alignment.measure(model, delta_x or None, *batch) | {"zero_gradient": blind}
+            return alignment.measure_with_theory(model, delta_x or None, *batch) | {"zero_gradient": blind}
 
         return self._program(aligned, 0)
 
@@ -166,7 +166,7 @@ class Evaluation:
         return found != self.label
 
     def alignments(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
-        """Return all of `alignment.measure`, and whether the loss has no gradient (`zero_gradient`), `[n]` each."""
+        """Return `alignment.measure_with_theory`, and if the loss has no gradient (`zero_gradient`), `[n]` each."""
         return self._alignment_program(variables, self.blocks.rows(part), self._delta_x)
 
     def by_class(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:

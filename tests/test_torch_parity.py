@@ -211,7 +211,8 @@ def assert_same_changes(ours: dict, peer: dict, before: dict):
 
 
 def test_forty_attack_steps_agree(pair):
-    pair = pair._replace(image=pair.image[:2], label=pair.label[:2])  # in evaluation mode an image is on its own
+    image = pair.image[:2] if pair.image.ndim == 2 else pair.image[:2, ::2, ::2]  # small: forty steps in float64
+    pair = pair._replace(image=image, label=pair.label[:2])
     keys = jax.random.split(jax.random.key(2), len(pair.label))
     attack = pgd.make("linf", steps=40, loss=pair.case.attack_loss)
 

@@ -188,6 +188,7 @@ def test_align_uses_the_configured_generator(tmp_path):
     config = tiny(squares32)
     config.data.limit = 48
     config.evaluate.images = 16
+    config.train.epochs, config.train.steps_per_epoch, config.train.batch_size = 1, 2, 4
     directory = tmp_path / "vrgan"
     workdir = Workdir(directory, config.to_dict())
     task.run(config, workdir)

@@ -151,7 +151,9 @@ def _distance(logits: Array, reference: Array, gradient: Array, first: int | Arr
     # As in `_unit`: the scale keeps the squares of very small gradients from vanishing.
     scale = jnp.max(jnp.abs(difference), axis=-1, keepdims=True)
     safe = jnp.where(scale > 0, scale, 1)
-    norm = jnp.sqrt(jnp.sum((difference / safe) ** 2, axis=-1)) * scale[..., 0]
+    squared = jnp.sum((difference / safe) ** 2, axis=-1)
+    nonzero = ~(scale[..., 0] <= 0)  # true for NaN; at zero the root has no derivative
+    norm = jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, squared, 1)) * scale[..., 0], 0)
     some = logits if count == logits.shape[-1] else jax.lax.dynamic_slice_in_dim(logits, first, count, axis=1)
     gap = logits[jnp.arange(batch), reference][:, None] - some
     distance = jnp.where(norm == 0, jnp.inf, gap / jnp.where(norm == 0, 1, norm))

@@ -153,7 +153,7 @@ def test_equals_a_numpy_loop(norm):
         expected, fooled, halved = numpy_apgd(value_and_gradient, wrong, image[i].astype(float), epsilon, steps, norm)
         halvings.append(halved)
         assert found.fooled[i] == fooled
-        np.testing.assert_allclose(found.image[i], expected, atol=1e-3)
+        np.testing.assert_allclose(found.image[i], expected, atol=3e-3)  # float32 against float64
     assert 0 < found.fooled.sum() < 12
     assert max(halvings) >= 3
 

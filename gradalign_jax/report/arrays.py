@@ -19,11 +19,11 @@ def read_pictures(folder: Path, needed: Iterable[str] = ()) -> dict[str, np.ndar
     """Read a run's pictures.npz.
 
     Args:
-        folder: The run's directory.
-        needed: Arrays that must be there beside `image` and `label`.
+      folder: the run's directory.
+      needed: arrays that must be there beside `image` and `label`.
 
     Returns:
-        Its arrays, numbers of matching shapes; None where the file is missing, damaged or lacks an array.
+      Its arrays, numbers of matching shapes; None where the file is missing, damaged or lacks an array.
     """
     try:
         with np.load(folder / "pictures.npz", allow_pickle=False) as file:
@@ -54,10 +54,10 @@ def read_images_table(folder: Path) -> dict[str, np.ndarray] | None:
     """Read a run's images.csv.
 
     Args:
-        folder: The run's directory.
+      folder: the run's directory.
 
     Returns:
-        Its columns as numbers `[N]`, NaN where a cell is empty; None where the file is missing or damaged.
+      Its columns as numbers `[N]`, NaN where a cell is empty; None where the file is missing or damaged.
     """
     try:
         with open(folder / "images.csv", encoding="utf-8", newline="") as file:

@@ -106,10 +106,10 @@ def check(result: Any) -> None:
     """Check the content of a result file.
 
     Args:
-        result: The decoded JSON.
+      result: the decoded JSON.
 
     Raises:
-        ValueError: An entry that the report uses is not of its kind; the message names it.
+      ValueError: an entry that the report uses is not of its kind; the message names it.
     """
     if not isinstance(result, dict) or not _is_text(result.get("dataset")):
         raise ValueError("not the result of a run")

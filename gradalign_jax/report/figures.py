@@ -28,12 +28,12 @@ def draw_all(output: Path, runs: Sequence[Run], classifiers: Sequence[Classifier
     """Draw every figure that has data, and delete files of the others that an earlier report left.
 
     Args:
-        output: Directory of the files.
-        runs: All runs.
-        classifiers: All classifiers.
+      output: directory of the files.
+      runs: all runs.
+      classifiers: all classifiers.
 
     Returns:
-        The figures with their PNGs.
+      The figures with their PNGs.
     """
     inputs = style.Inputs(runs, classifiers)
     drawings = []

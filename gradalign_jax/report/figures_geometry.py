@@ -32,11 +32,11 @@ def theorem_1(angle: float, offset: float) -> Theorem1:
     """Return the geometry of Theorem 1 on Spheres.
 
     Args:
-        angle: Angle between ω and Δx, in radians.
-        offset: Distance along Δx of the boundary from the middle between the points.
+      angle: angle between ω and Δx, in radians.
+      offset: distance along Δx of the boundary from the middle between the points.
 
     Returns:
-        Points, boundary and robustness, for which ρ(x_i) + ρ(x_j) = ‖Δx‖ cos(angle).
+      Points, boundary and robustness, for which ρ(x_i) + ρ(x_j) = ‖Δx‖ cos(angle).
     """
     points = np.array([[0.0, radius] for radius in RADII])
     normal = np.array([np.sin(angle), np.cos(angle)])

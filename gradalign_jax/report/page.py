@@ -197,16 +197,16 @@ def render(
     """Return the page.
 
     Args:
-        tables: All tables.
-        drawings: All figures; the first comes before the tables.
-        runs: All runs.
-        damaged: Result files that could not be used.
-        root: Directory to which paths are relative.
-        command: The command that makes this report.
-        when: Its date and time.
+      tables: all tables.
+      drawings: all figures; the first comes before the tables.
+      runs: all runs.
+      damaged: result files that could not be used.
+      root: directory to which paths are relative.
+      command: the command that makes this report.
+      when: its date and time.
 
     Returns:
-        HTML that needs no other file, but for links to the tables' files.
+      HTML that needs no other file, but for links to the tables' files.
     """
     first, *others = drawings
     style = STYLE.read_text(encoding="utf-8")

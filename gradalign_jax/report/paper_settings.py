@@ -71,11 +71,11 @@ def values(dataset: str, task: str) -> dict[str, Any]:
     """Return the paper's values by dotted config key.
 
     Args:
-        dataset: Name of the data set, as in a config.
-        task: classifier | evaluate | vrgan | gan | project.
+      dataset: name of the data set, as in a config.
+      task: classifier | evaluate | vrgan | gan | project.
 
     Returns:
-        The values; {} for a data set that the paper does not have.
+      The values; {} for a data set that the paper does not have.
     """
     if dataset not in _OWN:
         return {}

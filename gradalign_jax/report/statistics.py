@@ -24,11 +24,11 @@ def z_of_t(t: float, freedom: float) -> float:
     """Return the standard normal quantile with the tail probability of `t` under Student's distribution.
 
     Args:
-        t: A statistic.
-        freedom: Its degrees of freedom.
+      t: a statistic.
+      freedom: its degrees of freedom.
 
     Returns:
-        z, so that |z| > 2 has probability 0.046 whatever the degrees of freedom; at most 37 in magnitude.
+      z, so that |z| > 2 has probability 0.046 whatever the degrees of freedom; at most 37 in magnitude.
     """
     tail = max(float(special.stdtr(freedom, -abs(t))), _SMALLEST)
     return math.copysign(-float(special.ndtri(tail)), t)
@@ -50,11 +50,11 @@ def z_score(values: Sequence[float], printed: paper.Number | None) -> float | No
     A deviation that the paper prints as zero counts as half a unit of its last digit.
 
     Args:
-        values: Our numbers, one from each run.
-        printed: The paper's number.
+      values: our numbers, one from each run.
+      printed: the paper's number.
 
     Returns:
-        z, or None where neither deviation is known.
+      z, or None where neither deviation is known.
     """
     ours, sd = mean_sd(values)
     if ours is None or printed is None or (sd is None and printed.sd is None):
@@ -94,13 +94,13 @@ def z_of_correlation(
     degree of freedom fewer than there are groups, and becomes a z as in `z_score`.
 
     Args:
-        a: One side of the pairs.
-        b: The other side.
-        groups: The group of each pair.
-        printed: The paper's correlation.
+      a: one side of the pairs.
+      b: the other side.
+      groups: the group of each pair.
+      printed: the paper's correlation.
 
     Returns:
-        z, or None for fewer than four groups, or where a correlation is not defined or ±1.
+      z, or None for fewer than four groups, or where a correlation is not defined or ±1.
     """
     members = defaultdict(list)
     for i, group in enumerate(groups):

@@ -11,16 +11,10 @@ from gradalign_jax import __version__, paper
 from gradalign_jax.ops import precision
 from gradalign_jax.paper import ALPHAS
 
-_ROWS = {
+# Of the table: the quantities of Table 2, then the alignments of x with the other gradients of Table S2.
+_ROWS = paper.QUANTITY_NAMES | {
     "accuracy": "accuracy",
-    "pgd_linf": "ε50% PGD L∞",
-    "pgd_l2": "ε50% PGD L2",
-    "square_linf": "ε50% Square L∞",
-    "alpha_delta_x": "ᾱ_Δx  (Δx, Ψ_c̃ - Ψ_y)",
-    "alpha_x": "ᾱ_x   (x, Ψ_m)",
-    "alpha_x_label": "      (x, Ψ_y)",
-    "alpha_x_target_label": "      (x, Ψ_c̃ - Ψ_y)",
-    "alpha_x_closest_predicted": "      (x, Ψ_c* - Ψ_m)",
+    **{name: f"ᾱ of x and {paper.GRADIENT_NAMES[name]}" for name in ALPHAS[2:]},
 }
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,10 @@ def test_the_picture_shows_every_part():
     picture = readme[readme.index("## Imports") : readme.index("Each row")]
     folders = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
     assert folders | set(RANK) <= set(re.findall(r"\w+", picture))
+
+
+def test_every_package_is_installed():
+    """The configs' own folder needs a list instead of a search."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    present = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == present | {"gradalign_jax.configs"}

@@ -6,6 +6,7 @@ over ε. Reads pictures.npz and result.json of classifier runs of one data set. 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-SHAPE = {500: (20, 25)}  # layout of a vector by its length
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
+
+from gradalign_jax.paper import SPHERES_SHAPE
+
+SHAPE = {500: SPHERES_SHAPE}  # layout of a vector by its length
 
 
 def main() -> None:

@@ -4,20 +4,17 @@ An entry is one `<key>-<name>.npy` per array and `<key>.json`, which holds the d
 description of the arrays' source. Files are replaced atomically, the manifest last, so that no lock is needed.
 """
 
-import functools
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 
 from gradalign_jax.data import directories
 from gradalign_jax.data.directories import Folder
+from gradalign_jax.storage.atomic import replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -71,23 +68,12 @@ def _write(root: Path, key: str, source: Mapping, arrays: Arrays) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
-            _replace(root / f"{key}-{name}.npy", functools.partial(np.save, arr=array))
-        _replace(root / f"{key}.json", lambda file: file.write(text))
+            with replacing(root / f"{key}-{name}.npy") as file:
+                np.save(file, array)
+        with replacing(root / f"{key}.json") as file:
+            file.write(text)
     except OSError as error:
         logging.warning("cannot write %s to the cache %s (%s): continuing without it", key, root, error)
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(partial, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _digest(array: np.ndarray) -> str:

@@ -61,7 +61,7 @@ def collect(
         )
     clean = max((curve["errors"][0] for curve in curves.values()), default=0.0)
     if clean >= 0.5:
-        lines.append(f"{clean:.1%} of the images are misclassified without an attack: ε50% is 0, whatever the attack")
+        lines.append(f"{clean:.1%} of the images are misclassified without an attack: ε50% is 0 under every attack")
     for name, curve in curves.items():
         lines += _of_curve(NAMES.get(name, name), curve)
     black = curves.get("square_linf")

@@ -21,8 +21,8 @@ from gradalign_jax.types import Array
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int | Pads = 0) -> Array:
     """Return the cross-correlation of images `[B, H, W, I]` with a kernel `[kh, kw, I, O]`, `[B, h, w, O]`.
 
-    Reverse-mode differentiable any number of times; there is no forward mode. On a CPU it takes the place of
-    `lax.conv_general_dilated` in any model, and is faster for most shapes.
+    Reverse-mode derivatives of every order are supported, forward mode is not. On a CPU it can replace
+    `lax.conv_general_dilated` in any model, and it is faster for most shapes.
 
     Args:
       x: images. The result has their type.

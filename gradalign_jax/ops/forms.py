@@ -36,8 +36,8 @@ def accelerator(window: Window, x: Array, kernel: Array) -> Array:
 def spare_row(window: Window, x: Array, kernel: Array) -> Array:
     """Return XLA's own convolution, computed with one output row too many (stride 1).
 
-    XLA has two implementations on a CPU and takes the slower one, YNNPACK's, only where the output is no larger than
-    the image.
+    XLA has two CPU implementations. It chooses the slower one, YNNPACK's, only if the output is no larger than the
+    image.
     """
     (top, bottom), sides = window.pads
     spare = window.image[0] + 1 - window.output[0]

@@ -2,32 +2,47 @@
 
 import os
 import re
-from contextlib import suppress
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from gradalign_jax.errors import RunError
 
-# .NAME.PID, the name of a file while it is written.
+# .NAME.NUMBER, the name of a file while it is written.
 _TEMPORARY = re.compile(r"\..+\.\d+")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` for writing, and rename it to `path` at the end of the context.
+
+    Raises:
+      OSError: if the file cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.randbits(64)}")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it.
+    """Write a whole file, or nothing.
 
     Raises:
       RunError: if the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
 
 

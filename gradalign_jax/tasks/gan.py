@@ -16,7 +16,7 @@ from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.experiment import artifacts, batches
-from gradalign_jax.experiment.subject import create_classifier
+from gradalign_jax.experiment.subject import a_few, create_classifier
 from gradalign_jax.models import biggan
 from gradalign_jax.ops import precision
 from gradalign_jax.storage import pictures, weights
@@ -193,7 +193,7 @@ class GanRun:
             for i, block in enumerate(label.reshape(-1, _BLOCK))
         ]
         size = self.dataset.image_shape[0]
-        chosen = np.concatenate([np.flatnonzero(self.images.label == c)[:each] for c in range(classes)])
+        chosen = a_few(self.images, each)
         real = np.asarray(biggan.crop(pipeline.to_float(jnp.asarray(self.images.image[chosen])), size))
         sets = {"samples": (np.concatenate(parts), label), "data": (real, self.images.label[chosen])}
         means = class_means(*sets["data"], classes)

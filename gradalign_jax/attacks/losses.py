@@ -32,7 +32,7 @@ def margin(logits: Array, label: Array) -> Array:
 def dlr(logits: Array, label: Array) -> Array:
     """Return the difference of logits ratio `[B]` (Croce & Hein 2020, Eq. 6): margin / (z_(1) - z_(3)), z_(i) sorted.
 
-    Unlike cross-entropy it does not depend on the scale of the logits, so its gradient does not vanish for large ones.
+    Unlike cross-entropy, it does not depend on the scale of the logits: its gradient does not vanish for large logits.
 
     Raises:
       ValueError: if there are fewer than three classes.

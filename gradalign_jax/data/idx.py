@@ -71,7 +71,7 @@ def _array(path: Path) -> np.ndarray:
     """Return the array of an idx file: 2 zero bytes, element type, rank, one big-endian int32 per axis, elements."""
     try:
         content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":  # gzip, whatever the name says: browsers unpack without renaming
+        if content[:2] == b"\x1f\x8b":  # gzip; the name may say otherwise, since browsers unpack without renaming
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): replace it with MNIST's file") from error

@@ -11,7 +11,7 @@ from gradalign_jax.report import paper_settings
 from gradalign_jax.report.runs import Run
 
 # Every config key is in one of the next three sets or in `paper_settings`.
-# What tells one run or row of a table from another.
+# The settings by which runs, and rows of a table, are told apart.
 IDENTITY = {"task", "method", "seed", "data.name", "attack.epsilon"}
 # Keys that change no number of a table.
 WITHOUT_EFFECT = {
@@ -68,7 +68,7 @@ def work_order(run: Run) -> tuple[float, int]:
 
 
 def differences(run: Run) -> list[str]:
-    """Return how a run differs from the paper's, as far as its config tells, each a few words."""
+    """Return the differences between a run's config and the paper's settings, each in a few words."""
     return list(dict.fromkeys([*in_training(run), *in_measuring(run)]))
 
 

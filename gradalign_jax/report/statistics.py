@@ -28,7 +28,7 @@ def z_of_t(t: float, freedom: float) -> float:
       freedom: its degrees of freedom.
 
     Returns:
-      z, so that |z| > 2 has probability 0.046 whatever the degrees of freedom; at most 37 in magnitude.
+      z, so that |z| > 2 has probability 0.046 for any degrees of freedom; at most 37 in magnitude.
     """
     tail = max(float(special.stdtr(freedom, -abs(t))), _SMALLEST)
     return math.copysign(-float(special.ndtri(tail)), t)
@@ -45,7 +45,7 @@ def z_score(values: Sequence[float], printed: paper.Number | None) -> float | No
     judged by the paper's deviation alone (4 degrees of freedom), and a paper's number without a deviation by ours
     (n − 1). h²/3 is known exactly, so the degrees of freedom of the sum are Satterthwaite's: those of s² times the
     squared ratio of the whole variance to the part from s². t becomes a z of the same tail probability: if our runs
-    and the paper's follow one normal law, |z| > 2 happens in 4.6 % of cells, whatever n.
+    and the paper's follow one normal law, |z| > 2 happens in 4.6 % of cells, for every n.
 
     A deviation that the paper prints as zero counts as half a unit of its last digit.
 

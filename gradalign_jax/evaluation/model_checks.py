@@ -12,8 +12,9 @@ _ROUNDING = 1e-4  # tolerance for the sum of probabilities, and for two calls of
 
 def collect(logits_fn: LogitsFn, image: Array) -> list[str]:
     """Return warnings about a classifier, a line each, from its logits of a few images `[B, ...]`."""
-    logits = np.asarray(logits_fn(image), np.float64)
-    return _random(logits, np.asarray(logits_fn(image), np.float64)) + _normalized(logits) + _inner(logits_fn, image)
+    call = jax.jit(logits_fn)  # op by op, a large model would compile for minutes on a GPU
+    logits = np.asarray(call(image), np.float64)
+    return _random(logits, np.asarray(call(image), np.float64)) + _normalized(logits) + _inner(logits_fn, image)
 
 
 def _random(first: np.ndarray, second: np.ndarray) -> list[str]:

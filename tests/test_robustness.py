@@ -1,12 +1,13 @@
 """ε50% on curves worked out by hand, and the bracketed search against the whole grid."""
 
 import copy
+import importlib
 import pickle
 
 import numpy as np
 import pytest
 
-from gradalign_jax import robustness
+from gradalign_jax import paper, robustness
 
 # (epsilons, errors, ε50%, censored); T = min(0.5, last error - 0.01)
 CURVES = [
@@ -119,3 +120,15 @@ def test_a_guess_that_is_off_by_some_points_needs_few(off, most):
         value, points = robustness.bracketed_epsilon_half(dict(zip(epsilons, errors, strict=True)).get, epsilons, guess)
         assert value == pytest.approx(robustness.epsilon_half(epsilons, errors))
         assert len(points) <= most
+
+
+def test_the_papers_number_is_a_good_first_guess():
+    """On the grids of the configs, for a curve that crosses up to a third above or below the paper's ε50%."""
+    counts = []
+    for dataset, method in paper.TABLE_2:
+        config = importlib.import_module(f"configs.{dataset}").get_config(method)
+        grid, expected = (0.0, *config.validate.epsilons), paper.numbers(dataset, method)["pgd_linf"]
+        for factor in (0.7, 0.85, 1.0, 1.15, 1.3):
+            curve = {epsilon: epsilon**2 / (epsilon**2 + (factor * expected) ** 2) for epsilon in grid}
+            counts.append(len(robustness.bracketed_epsilon_half(curve.__getitem__, grid, expected)[1]))
+    assert np.mean(counts) <= 3

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradalign_jax import terminal
 from gradalign_jax.report.runs import Damaged, Run, collect
 from gradalign_jax.report.text import printable
 
@@ -85,6 +86,5 @@ def _write(
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks a character of a path
+    terminal.spell_symbols()
     sys.exit(main(sys.argv[1:]))

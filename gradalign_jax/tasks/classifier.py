@@ -10,7 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import parallel, robustness, training
+from gradalign_jax import paper, parallel, robustness, training
 from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.experiment.subject import Stream, head, load_subject, test
@@ -136,14 +136,18 @@ class ClassifierRun:
         return best
 
     def validate(self, epoch: int, state: training.TrainState, best: Best, bar: tqdm) -> Best:
-        """Measure ε50% under PGD L∞ on the validation split; return the better of this epoch and the best so far."""
+        """Measure ε50% under PGD L∞ on the validation split; return the better of this epoch and the best so far.
+
+        The search for ε50% starts at the best so far, in the first epoch at the paper's.
+        """
 
         def error_at(epsilon: float) -> float:
             bar.set_description(f"epoch {epoch + 1} validation, ε={epsilon:g}")
             return self.validation_error(state.variables, epsilon)
 
         grid = (0.0, *self.config.validate.epsilons)
-        guess = float(best.value) if best.value >= 0 else None
+        dataset, method = self.config.data.name, self.config.method
+        guess = float(best.value) if best.value >= 0 else paper.numbers(dataset, method).get("pgd_linf")
         value, curve = robustness.bracketed_epsilon_half(error_at, grid, guess)
         clean = curve[0.0] if 0.0 in curve else error_at(0.0)
         self.workdir.metrics(

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,8 +33,34 @@ def test_measure_your_own_model():
         assert error <= (distance < epsilon).mean() + 1e-6
 
 
+def test_your_own_model_on_a_cpu():
+    """The network of the example equals the same network of XLA's convolutions, and so does its input gradient."""
+    names = {}
+    exec(python_blocks("gradalign_jax/README.md")[0], names)
+    random = np.random.default_rng(0)
+    sizes = ((3, 8), (8, 8), (8, 4))
+    params = {
+        "kernels": [jnp.asarray(random.normal(size=(3, 3, *size)) / 8, jnp.float32) for size in sizes],
+        "head": jnp.asarray(random.normal(size=(4, 2)), jnp.float32),
+    }
+    image = jnp.asarray(random.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
+
+    def reference(image):
+        layout = ("NHWC", "HWIO", "NHWC")
+        for kernel, stride in zip(params["kernels"], (1, 2, 2), strict=True):
+            pads = ((1, 1), (1, 1))
+            image = lax.conv_general_dilated(image, kernel, (stride, stride), pads, dimension_numbers=layout)
+            image = jax.nn.relu(image)
+        return image.mean((1, 2)) @ params["head"]
+
+    ours = lambda image: names["logits_fn"](image, params)
+    chex.assert_trees_all_close(ours(image), reference(image), atol=1e-5)
+    gradients = [jax.grad(lambda x, f=f: f(x)[:, 0].sum())(image) for f in (ours, reference)]
+    chex.assert_trees_all_close(*gradients, atol=1e-5)
+
+
 def test_extensions(tmp_path):
-    *files, together = python_blocks("gradalign_jax/README.md")
+    _, *files, together = python_blocks("gradalign_jax/README.md")
     assert len(files) == 4
     shutil.copytree(ROOT / "gradalign_jax", tmp_path / "gradalign_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for block in files:

@@ -21,6 +21,7 @@ from gradalign_jax.storage import shards, weights
 from gradalign_jax.types import Array, Estimate, ResidualGenerator, Variables
 
 CLASSIFIER, GENERATOR, STORE = "classifier.safetensors", "generator.safetensors", "store"
+IMPORTED = "imported"  # the method of a classifier that no run trained (gradalign_jax/convert.py)
 
 
 # ---- Δx
@@ -126,12 +127,18 @@ def _remedy(key: str, config: ConfigDict) -> str:
     return "give a classifier of this data set"
 
 
-def load_result(directory: str | os.PathLike) -> dict[str, Any]:
-    """Load a finished classifier run's result.
+def load_history(directory: str | os.PathLike, config: ConfigDict) -> dict[str, Any]:
+    """Return the result of the run that trained a classifier; of an imported one, its `best`, `notes` and `seconds`.
+
+    Args:
+      directory: the classifier's.
+      config: that of the run, stored with the weights.
 
     Raises:
-      RunError: if it is missing or damaged.
+      RunError: if the result is missing or damaged.
     """
+    if config.method == IMPORTED:
+        return {"best": {}, "notes": [f"weights of {config.model.pretrained}"], "seconds": None}
     try:
         return json.loads((Path(directory) / "result.json").read_text())
     except (OSError, ValueError) as error:

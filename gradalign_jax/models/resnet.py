@@ -12,20 +12,21 @@ from flax import linen as nn
 
 from gradalign_jax.models import resnet_folded
 from gradalign_jax.models.layers import BatchNorm, Linear, torch_uniform
-from gradalign_jax.models.stem import INPUT_MAPPINGS, STEMS, convolve_normalized, max_pool
+from gradalign_jax.models.stem import INPUT_MAPPINGS, STEMS, convolve_normalized, max_pool, normalization
 from gradalign_jax.ops.convolution import conv
+from gradalign_jax.ops.window import Pads
 from gradalign_jax.types import Array, Classifier, LogitsFn, Variables, binary_logits
 
 WIDTHS = (64, 128, 256, 512)
 
 
 class Conv(nn.Module):
-    """A convolution without bias, with the same zero padding on all sides (PyTorch's rule, not "SAME")."""
+    """A convolution without bias, with PyTorch's initialization; `padding` as in `ops.convolution.conv`."""
 
     features: int
     size: int
     stride: int
-    padding: int
+    padding: int | Pads
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -48,7 +49,7 @@ class Stem(nn.Module):
     def __call__(self, image: Array) -> Array:
         """Map `[B, H, W, 1 or 3]` to `[B, h, w, features]`."""
         kernel = self.param("kernel", torch_uniform, (self.size, self.size, 3, self.features))
-        return convolve_normalized(image, kernel, self.stride, self.padding, self.input_mapping)
+        return convolve_normalized(image, kernel, self.stride, self.padding, normalization(self.input_mapping))
 
 
 class BasicBlock(nn.Module):

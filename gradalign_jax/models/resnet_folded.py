@@ -7,6 +7,7 @@
 An attack's loop then contains convolutions, biases, ReLUs and their input gradients. Only images get gradients.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -49,8 +50,9 @@ def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str
         bfloat16 would lose a small perturbation.
     """
     params, stats = variables["params"], variables["batch_stats"]
-    first = _fold(params["conv1"]["kernel"], params["bn1"], stats["bn1"])
-    see = _stem(*first, channels, stem, input_mapping, factors)
+    first = fold(params["conv1"]["kernel"], params["bn1"], stats["bn1"])
+    _, stride, padding = STEMS[stem]
+    see = first_layer(*first, stride, padding, normalization(input_mapping), channels, factors)
     names = sorted(name for name in params if name.startswith("layer"))
     blocks = [_block(params[name], stats[name], factors) for name in names]
     matrix, bias = params["fc"]["kernel"], params["fc"]["bias"]
@@ -66,17 +68,23 @@ def logits_fn(variables: Variables, channels: int, stem: str, input_mapping: str
     return apply
 
 
-def _fold(kernel: Array, norm: dict[str, Array], statistics: dict[str, Array]) -> tuple[Array, Array]:
-    """Return kernel and bias of a convolution and its batch norm as one convolution."""
+def affine(norm: dict[str, Array], statistics: dict[str, Array]) -> tuple[Array, Array]:
+    """Return the scale and shift `[C]` that a batch norm is in evaluation mode."""
     scale = norm["scale"] * lax.rsqrt(statistics["var"] + 1e-5)
-    return kernel * scale[None, None, None], norm["bias"] - statistics["mean"] * scale
+    return scale, norm["bias"] - statistics["mean"] * scale
+
+
+def fold(kernel: Array, norm: dict[str, Array], statistics: dict[str, Array]) -> tuple[Array, Array]:
+    """Return kernel and bias of a convolution and its batch norm as one convolution."""
+    scale, shift = affine(norm, statistics)
+    return kernel * scale[None, None, None], shift
 
 
 def _block(params: dict, stats: dict, factors: jnp.dtype) -> Block:
     stride = 2 if "downsample_0" in params else 1
 
     def layer(conv: str, norm: str, stride: int) -> Layer:
-        kernel, bias = _fold(params[conv]["kernel"], params[norm], stats[norm])
+        kernel, bias = fold(params[conv]["kernel"], params[norm], stats[norm])
         return Layer(frozen.kernel(kernel, factors, stride), bias.astype(precision.activations(factors)))
 
     shortcut = layer("downsample_0", "downsample_1", stride) if stride > 1 else None
@@ -94,14 +102,24 @@ def _apply_block(block: Block, x: Array) -> Array:
     return relu(convolve(block.conv2, y, 1, 1) + x)
 
 
-def _stem(kernel: Array, bias: Array, channels: int, stem: str, input_mapping: str, factors: jnp.dtype):
-    """Return the stem as a function of images; on a CPU all its products are in float32."""
-    _, stride, padding = STEMS[stem]
+def first_layer(
+    kernel: Array,
+    bias: Array,
+    stride: int,
+    padding: int,
+    normalization: tuple[Array, Array],
+    channels: int,
+    factors: jnp.dtype,
+) -> Callable[[Array], Array]:
+    """Return the first convolution of normalized images as a function of images `[B, H, W, channels]`.
+
+    `normalization` is the scale and shift `[3]` of the images. On a CPU all products are in float32.
+    """
     dtype = precision.activations(factors)
     if platform.is_cpu():
         bias = bias[None, None, None]
-        return lambda image: convolve_normalized(image, kernel, stride, padding, input_mapping) + bias
-    scale, shift = normalization(input_mapping)
+        return lambda image: convolve_normalized(image, kernel, stride, padding, normalization) + bias
+    scale, shift = normalization
     seen = kernel * scale[None, None, :, None]
     seen = seen if channels == 3 else seen.sum(2, keepdims=True)
     parts = [seen] * (2 if dtype == jnp.bfloat16 else 1)

@@ -21,12 +21,14 @@ def normalization(input_mapping: str) -> tuple[Array, Array]:
     return scale / jnp.array(IMAGENET_STD), (shift - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
-def convolve_normalized(image: Array, kernel: Array, stride: int, padding: int, input_mapping: str) -> Array:
-    """Return the convolution of normalized images `[B, H, W, 1 or 3]` with a kernel `[kh, kw, 3, O]`.
+def convolve_normalized(
+    image: Array, kernel: Array, stride: int, padding: int, normalization: tuple[Array, Array]
+) -> Array:
+    """Return the convolution of images `[B, H, W, 1 or 3]`, scaled and shifted, with a kernel `[kh, kw, 3, O]`.
 
-    Gray images are three equal channels.
+    `normalization` is the scale and shift `[3]`. Gray images are three equal channels.
     """
-    scale, shift = normalization(input_mapping)
+    scale, shift = normalization
     if image.shape[-1] == 3:
         return conv(image * scale[None, None, None] + shift[None, None, None], kernel, stride, padding)
     # Three equal channels, scaled and shifted, need a third of the products: the sum of the kernel's channels weighted

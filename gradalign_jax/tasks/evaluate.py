@@ -1,4 +1,4 @@
-"""Task `evaluate`: measure a finished classifier run with PGD and, if configured, further attacks."""
+"""Task `evaluate`: measure a finished or imported classifier with PGD and, if configured, further attacks."""
 
 import os
 from typing import Any
@@ -15,13 +15,13 @@ __all__ = ["run", "table"]
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
-    """Measure the run that config.classifier names, or resume; return the result.
+    """Measure the classifier that config.classifier names, or resume; return the result.
 
     Raises:
       RunError: if that run is unfinished, damaged, of another data set, or trained with the Δx that is to measure it.
     """
     variables, trained, described = artifacts.load_classifier(config.classifier, config.data.name, "config.classifier")
-    before = artifacts.load_result(config.classifier)
+    before = artifacts.load_history(config.classifier, trained)
     if trained.method == "align":
         try:
             config_checks.check_measuring(trained.delta_x, config.evaluate)
@@ -34,6 +34,12 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"
         )
     subject = load_subject(config, trained, batch_size=0)
+    classes = described.get("classes", subject.dataset.num_classes)
+    if classes != subject.dataset.num_classes:
+        raise RunError(
+            f"{config.classifier} holds weights of {classes} classes, {config.data.name} has "
+            f"{subject.dataset.num_classes}: measure them on their own data set"
+        )
     measuring = subject.measuring and subject.measuring.described
     artifacts.check_apart(described.get("delta_x"), measuring, config.evaluate.same_generator)
     measured = test(subject, variables, workdir, by_class=True)

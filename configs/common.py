@@ -42,6 +42,22 @@ MODELS = {
         "frozen_norm": True,  # batch norm uses its stored statistics in training, too
         "input_mapping": "unit",  # ImageNet's mean and deviation for images in [0, 1]; raw: in [-1, 1]
     },
+    "preact_resnet": {
+        "blocks": (2, 2, 2, 2),  # of each stage
+        "width": 64,  # channels of the first stage
+        "final_norm": True,  # as Rice et al. 2020; False: as Wong et al. 2020
+        "mean": (0.0, 0.0, 0.0),  # and deviation of images in [0, 1], by which the model normalizes its input
+        "std": (1.0, 1.0, 1.0),
+        "frozen_norm": False,
+    },
+    "wide_resnet": {
+        "depth": 28,
+        "width": 10,
+        "style": "trades",  # deepmind: swish, TensorFlow's padding
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "frozen_norm": False,
+    },
 }
 
 
@@ -135,10 +151,10 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
 
 
 def evaluate(dataset: str, dimensions: int) -> ConfigDict:
-    """Return the keys of an evaluation of a finished classifier run, which determines model, method and seed."""
+    """Return the keys of an evaluation of a finished classifier, which determines model, method and seed."""
     config = measured(base(dataset, "evaluate"), dimensions)
     del config.seed
-    config.classifier = ""  # directory of the finished run
+    config.classifier = ""  # directory of the finished run, or of imported weights (gradalign_jax/convert.py)
     config.evaluate.square_queries = 5000
     return config
 

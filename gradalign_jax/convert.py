@@ -63,9 +63,9 @@ def import_weights(
     weights.write(target, variables, config=config, classes=classes)
     lines = [f"{target}: {model}, {sum(leaf.size for leaf in jax.tree.leaves(variables['params'])):,} parameters"]
     if "mu" in variables["batch_stats"]:
-        mean, std = (variables["batch_stats"][name].tolist() for name in ("mu", "sigma"))
-        source_of = "as in the file" if "mu" in tensors else "not in the file; options mean and std set them"
-        lines.append(f"images of [0, 1] are normalized by mean {mean}, deviation {std} ({source_of})")
+        mean, std = (", ".join(f"{value:.4g}" for value in variables["batch_stats"][name]) for name in ("mu", "sigma"))
+        source_of = "as in the file" if "mu" in tensors else "not in the file, set by the options mean and std"
+        lines.append(f"images of [0, 1] are normalized by mean ({mean}), deviation ({std}): {source_of}")
     return "\n".join(lines)
 
 
@@ -89,8 +89,8 @@ def _usage(model: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
     scale, shift = stem.INPUT_MAPPINGS[model.get("input_mapping", "unit")]
     changed = "" if model.get("stem", "imagenet") == "imagenet" else "; conv1 is 3x3 of stride 1, without max pooling"
     return (
-        f"input: ({scale:g} x + {shift:g} - {stem.IMAGENET_MEAN}) / {stem.IMAGENET_STD} of images x in [-1, 1] with three "
-        f"channels (torchvision's and timm's resnet18{changed})"
+        f"input: ({scale:g} x + {shift:g} - {stem.IMAGENET_MEAN}) / {stem.IMAGENET_STD} of images x in [-1, 1], "
+        f"three channels (torchvision's and timm's resnet18{changed})"
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import sys
 import types
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import jax
@@ -18,23 +18,33 @@ FIRST = _RNG.normal(size=(PIXELS, HIDDEN)) / 3
 SECOND = _RNG.normal(size=(HIDDEN, CLASSES)) / 2
 
 
+def _module(package: str, distribution: str, module: str) -> types.ModuleType:
+    """Import `PACKAGE.MODULE` and no other module of the package, whose dependencies may be missing."""
+    pytest.importorskip("torch")
+    found = PathFinder.find_spec(package)  # also finds a package whose parent below stands in for it
+    if found is None:
+        pytest.skip(f"{distribution} is not installed: pip install --no-deps {distribution}")
+    parts = module.split(".")
+    for end in range(len(parts)):
+        name = ".".join([package, *parts[:end]])
+        if name not in sys.modules:
+            parent = types.ModuleType(name)
+            parent.__path__ = [str(Path(found.submodule_search_locations[0]).joinpath(*parts[:end]))]
+            sys.modules[name] = parent
+    return importlib.import_module(f"{package}.{module}")
+
+
+def robustbench(module: str) -> types.ModuleType:
+    """Import an architecture of RobustBench, without the model zoo: it needs fifteen packages."""
+    return _module("robustbench", "robustbench", f"model_zoo.architectures.{module}")
+
+
 def adv_lib(module: str, **corrections: str):
     """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom.
 
     `corrections` are assignments in its source: variable="right-hand side" replaces the last one of that variable.
     """
-    pytest.importorskip("torch")
-    found = find_spec("adv_lib")
-    if found is None:
-        pytest.skip("adv-lib is not installed: pip install gradalign_jax[peers]")
-    parts = module.split(".")
-    for end in range(1, len(parts)):
-        name = ".".join(["adv_lib", *parts[:end]])
-        if name not in sys.modules:
-            package = types.ModuleType(name)
-            package.__path__ = [str(Path(found.submodule_search_locations[0]).joinpath(*parts[:end]))]
-            sys.modules[name] = package
-    loaded = importlib.import_module(f"adv_lib.{module}")
+    loaded = _module("adv_lib", "adv-lib", module)
     if not corrections:
         return loaded
     source = Path(loaded.__file__).read_text()

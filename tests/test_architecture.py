@@ -12,7 +12,7 @@ PACKAGE = ROOT / "gradalign_jax"
 
 # From top to bottom; a part imports only from the rows below its own. Files that are not listed are at the bottom row.
 ROWS = (
-    ("main",),
+    ("main", "convert"),
     ("tasks",),
     ("experiment",),
     ("training", "evaluation"),

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradalign_jax import models
-from gradalign_jax.models import layers, mlp, pretrained, resnet, resnet_folded, stem
+from gradalign_jax.models import layers, mlp, preact_resnet, pretrained, resnet, resnet_folded, stem, wide_resnet
 from gradalign_jax.ops import platform
 from gradalign_jax.storage import weights
 
@@ -232,6 +232,9 @@ FOLDED = {
     "cifar": (resnet.create(10, stem="cifar", frozen_norm=False), (2, 16, 16, 3)),
     "gray": (resnet.create(10, channels=1), (2, 28, 28, 1)),
     "binary": (resnet.create(2, binary=True, channels=1, input_mapping="raw"), (2, 16, 16, 1)),
+    "preact": (preact_resnet.create(10, (1, 1), 16, mean=(0.5, 0.4, 0.4), std=(0.2, 0.2, 0.3)), (2, 16, 16, 3)),
+    "raw shortcut": (preact_resnet.create(10, (1, 1), 16, final_norm=False), (2, 16, 16, 3)),
+    "deepmind": (wide_resnet.create(10, depth=10, width=1, style="deepmind"), (2, 16, 16, 3)),
 }
 
 

@@ -238,7 +238,9 @@ def _check_estimates(config: ConfigDict) -> None:
 def _check_evaluate(config: ConfigDict) -> None:
     _check_source("evaluate", config.evaluate)
     if not config.classifier:
-        raise ValueError("config.classifier is not given: it is the directory of a finished classifier run")
+        raise ValueError(
+            "config.classifier is not given: it is the directory of a finished classifier run or of imported weights"
+        )
     if not os.path.isdir(config.classifier):
         raise ValueError(f"config.classifier={config.classifier!r}: no such directory; give a finished run's")
 

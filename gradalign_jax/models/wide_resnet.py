@@ -1,7 +1,8 @@
-"""Wide residual networks (Zagoruyko and Komodakis 2016), with the names of RobustBench's `WideResNet` or `DMWideResNet`.
+"""Wide residual networks for CIFAR-10 (Zagoruyko and Komodakis 2016).
 
-WRN-28-10 and WRN-34-10 are the most used networks of adversarial training: Zhang et al. 2019 (TRADES) and its followers
-have the first form, Gowal et al. 2020 and its followers (DeepMind) the second.
+WRN-28-10 and WRN-34-10 are the most used networks of adversarial training. Layers have the names of RobustBench's
+`WideResNet` (Zhang et al. 2019, TRADES, and its followers) or `DMWideResNet` (Gowal et al. 2020, DeepMind, and its
+followers).
 """
 
 from collections.abc import Sequence

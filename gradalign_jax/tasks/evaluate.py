@@ -1,6 +1,7 @@
 """Task `evaluate`: measure a finished or imported classifier with PGD and, if configured, further attacks."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,10 +9,8 @@ from ml_collections import ConfigDict
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, batches, config_checks
 from gradalign_jax.experiment.subject import load_subject, test
-from gradalign_jax.storage.result import classifier_result, table
+from gradalign_jax.storage import result as results
 from gradalign_jax.storage.workdir import Workdir
-
-__all__ = ["run", "table"]
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     artifacts.check_apart(described.get("delta_x"), measuring, config.evaluate.same_generator)
     measured = test(subject, variables, workdir, by_class=True)
     notes = [*subject.dataset.notes, *(note for note in before["notes"] if note not in subject.dataset.notes)]
-    result = classifier_result(
+    result = results.classifier_result(
         config,
         trained,
         measured=measured | batches.described(subject.dataset),
@@ -60,3 +59,15 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     }
     workdir.finish(result)
     return result
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    """Format the measured numbers, and the accuracy at each ε under PGD L∞ and a suite's worst case, for a terminal."""
+    curves, part = {"PGD L∞": outcome["curves"]["pgd_linf"]}, outcome.get("suite")
+    if part:
+        curves[f"{part['name']}, {part['norm']}"] = part["curves"][f"worst_{part['norm']}"]
+    lines = [results.table(outcome)]
+    for attack, curve in curves.items():
+        points = [(e, 1 - error) for e, error in zip(curve["epsilons"], curve["errors"], strict=True) if e > 0]
+        lines.append(f"robust accuracy, {attack}: " + ", ".join(f"{value:.4g} at ε={e:.4g}" for e, value in points))
+    return "\n".join(lines)

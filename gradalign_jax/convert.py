@@ -1,12 +1,12 @@
 """Take weights from PyTorch, and give weights to PyTorch.
 
-    python -m gradalign_jax.convert import FILE DIR --model=preact_resnet [OPTION=VALUE ...]
+    python -m gradalign_jax.convert import FILE DIR --model=wide_resnet [--options depth=34 ...]
     python -m gradalign_jax.convert export DIR FILE
 
 `import` writes a safetensors file or a PyTorch checkpoint (.pt, .pth, .tar, .ckpt; needs PyTorch) as the classifier of
 a directory that `--config.classifier=DIR` measures, or `--config.model.pretrained=DIR/classifier.safetensors` starts
-from. Options are those of `create` in gradalign_jax/models: `depth=34`, `"mean=(0.4914, 0.4822, 0.4465)"`. `export`
-writes a classifier of a finished run by the names of torchvision and timm (resnet) or RobustBench.
+from. Options are those of `create` of the model's file in gradalign_jax/models. `export` writes the classifier of a
+directory as a safetensors file with the names of torchvision and timm (`resnet`) or of RobustBench.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def import_weights(
     tensors = pretrained.read(source, entry)
     classes = pretrained.classes(source, tensors)
     classifier = models.create(model, num_classes=classes, **options)
+    pretrained.check(source, tensors, jax.eval_shape(classifier.init, jax.random.key(0)))  # before the slow compilation
     variables = pretrained.assign(source, tensors, classifier.init(jax.random.key(0)))
     config = {
         "task": "classifier",
@@ -116,8 +117,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     take = commands.add_parser("import", help="weights of PyTorch become a classifier here")
     take.add_argument("source", type=Path, metavar="FILE")
     take.add_argument("directory", type=Path, metavar="DIR")
-    take.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of the model")
-    take.add_argument("--model", required=True, help=f"{pretrained.MODELS}")
+    take.add_argument("--model", required=True, help=pretrained.MODELS)
+    take.add_argument(
+        "--options", nargs="+", default=[], metavar="OPTION=VALUE", help="of the model: depth=34 width=20"
+    )
     take.add_argument("--dataset", default="cifar10", help="that the weights classify; default cifar10")
     take.add_argument("--entry", default="", help="key of a checkpoint that holds the weights; default: a usual one")
     give = commands.add_parser("export", help="a classifier from here becomes weights of PyTorch")

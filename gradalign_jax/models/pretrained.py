@@ -62,34 +62,37 @@ def assign(path: Path, tensors: Mapping[str, np.ndarray], variables: Variables) 
     """Return `variables` with the tensors that `read` returned of a file, all of them in their places.
 
     Raises:
-      ValueError: as `load` does.
+      ValueError: as `check` does.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    names = [name_of([key.key for key in keys]) for keys, _ in leaves]
-    unknown = [name for name in tensors if name not in names]
-    missing = [name for name in names if name not in tensors and name not in _BUFFERS]
-    if missing:
-        raise ValueError(
-            f"{path}: no tensor {missing[0]} (of {len(missing)} missing ones): give the weights of this network, or "
-            f"the model and options of these, with {', '.join(unknown[:2]) or 'fewer layers'}"
-        )
-    if unknown:
-        raise ValueError(
-            f"{path}: the model has no tensor {unknown[0]} (of {len(unknown)} such ones): give the weights of this "
-            "network, or the model and options of these"
-        )
+    check(path, tensors, variables)
 
     def replace(keys: tuple, value: Array) -> Array:
-        name = name_of([key.key for key in keys])
-        tensor = tensors.get(name, value)
-        if tensor.shape != value.shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tensor.shape} in the model's layout, the model's own has {value.shape}: "
-                "give weights of this size, or the model's options for these (stem, depth, width)"
-            )
-        return jnp.asarray(tensor, value.dtype)
+        return jnp.asarray(tensors.get(_name(keys), value), value.dtype)
 
     return jax.tree_util.tree_map_with_path(replace, variables)
+
+
+def check(path: Path, tensors: Mapping[str, np.ndarray], variables: Any) -> None:
+    """Compare the tensors of a file with a model's variables, or with their shapes.
+
+    Raises:
+      ValueError: if a tensor is missing, unknown or has another shape.
+    """
+    shapes = {_name(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    unknown = [name for name in tensors if name not in shapes]
+    missing = [name for name in shapes if name not in tensors and name not in _BUFFERS]
+    remedy = "give the weights of this network, or the model and options of these weights"
+    if missing:
+        others = f", but {unknown[0]}" if unknown else ""
+        raise ValueError(f"{path}: no tensor {missing[0]}{others} ({len(missing)} are missing): {remedy}")
+    if unknown:
+        raise ValueError(f"{path}: the model has no tensor {unknown[0]} ({len(unknown)} are unknown): {remedy}")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(
+                f"{path}: {name} has shape {tensor.shape} in the model's layout, the model's own has {shapes[name]}: "
+                "give weights of this size, or the model's options for these (stem, depth, width)"
+            )
 
 
 def read(path: Path, entry: str = "") -> dict[str, np.ndarray]:
@@ -129,10 +132,7 @@ def to_torch(variables: Variables) -> dict[str, np.ndarray]:
     head = _head(variables)
     if head is None:
         raise ValueError(f"only the weights of models {MODELS} have names in PyTorch")
-    own = {
-        name_of([key.key for key in keys]): np.asarray(value)
-        for keys, value in jax.tree_util.tree_leaves_with_path(variables)
-    }
+    own = {_name(keys): np.asarray(value) for keys, value in jax.tree_util.tree_leaves_with_path(variables)}
     for leaf in ("weight", "bias"):
         value = own[f"{head}.{leaf}"]
         if value.shape[-1] == 1:
@@ -158,6 +158,10 @@ def name_of(parts: Sequence[str]) -> str:
     """Return PyTorch's name, layer2.0.downsample.1.weight of ("params", "layer2_0", "downsample_1", "scale")."""
     modules = [re.sub(r"^(layer\d|downsample)_(\d)$", r"\1.\2", part) for part in parts[1:-1]]
     return ".".join([*modules, LEAVES.get(parts[-1], parts[-1])])
+
+
+def _name(keys: tuple) -> str:
+    return name_of([key.key for key in keys])
 
 
 def _head(variables: Variables) -> str | None:

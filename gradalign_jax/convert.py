@@ -81,12 +81,16 @@ def export_weights(directory: Path, target: Path) -> str:
     model = described["config"]["model"]
     tensors = pretrained.to_torch(variables)
     write_atomically(target, save(tensors, metadata={"format": "pt"}))
-    return f"{target}: {model['name']}, {len(tensors)} tensors\n{_usage(model, variables)}"
+    return f"{target}: {model['name']}, {len(tensors)} tensors\n{_usage(model)}"
 
 
-def _usage(model: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
+def _usage(model: Mapping[str, Any]) -> str:
+    """Return which network of PyTorch takes the weights, and the images that it must be given."""
     if model["name"] != "resnet":
-        return "input: images in [0, 1], normalized by mu and sigma if the file has them (RobustBench's networks)"
+        return (
+            "input: images in [0, 1]; mu and sigma, if the file has them, are RobustBench's buffers of a network that "
+            "normalizes its input, or the arguments mean and std of DMWideResNet"
+        )
     scale, shift = stem.INPUT_MAPPINGS[model.get("input_mapping", "unit")]
     changed = "" if model.get("stem", "imagenet") == "imagenet" else "; conv1 is 3x3 of stride 1, without max pooling"
     return (

@@ -384,11 +384,12 @@ def test_torch_loads_an_exported_classifier(peer, tmp_path, capsys):
 # ---- measurement
 
 
-def test_imported_weights_are_measured_on_real_images(narrow, tmp_path):
+def test_imported_weights_are_measured_on_real_images(tmp_path):
     if not (Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "cifar10").is_dir():
         pytest.skip("CIFAR-10 is not prepared here; set TFDS_DATA_DIR to the directory that holds it")
-    save_file(narrow[1], tmp_path / "w.safetensors")
-    options = NARROW
+    options = {"blocks": (1,), "width": 8}
+    variables = varied(models.create("preact_resnet", num_classes=10, **options))
+    save_file(pretrained.to_torch(variables), tmp_path / "w.safetensors")
     convert.import_weights(tmp_path / "w.safetensors", tmp_path / "run", "cifar10", "preact_resnet", options)
     config = cifar10.get_config("evaluate")
     config.data.limit, config.evaluate.images, config.evaluate.block = 64, 8, 8

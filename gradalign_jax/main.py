@@ -13,6 +13,7 @@ from gradalign_jax.errors import first_line
 if __name__ == "__main__":
     stopping.listen()  # before the slow imports
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -62,13 +63,20 @@ def _reason(error: Exception) -> str:
     if type(error).__module__.startswith("gradalign_jax"):
         return line
     # Not from a block with `memory.limited_by`, whose error names the key and a value that fits.
-    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in line:
-        return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+        import jax
+
+        if "RESOURCE_EXHAUSTED" in line:
+            return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
+        if jax.distributed.is_initialized():
+            return f"another process of this run has ended; start all of them again to resume ({line[:200]})"
     return f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
 
 
 def _fail(message: str, status: int = 2) -> None:
-    print(f"gradalign_jax: {message}", file=sys.stderr)
+    print(f"gradalign_jax: {message}", file=sys.stderr, flush=True)
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        os._exit(status)  # JAX's own exit would wait for the other processes, which may wait for this one
     sys.exit(status)
 
 
@@ -163,13 +171,22 @@ def main(argv: list[str]) -> None:
     )
     logging.set_verbosity(logging.WARNING)
     _set_up_jax()
-    from gradalign_jax import parallel
+    from gradalign_jax import parallel, processes
     from gradalign_jax.storage.workdir import Workdir
 
     try:
-        with stopping.raised():
+        with stopping.raised(), contextlib.ExitStack() as stack:
+            processes.join()
             task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")
+            first = processes.is_first()
+            if not first:
+                terminal.be_quiet()
+                processes.wait("the first process has opened the directory")
+                path = stack.enter_context(processes.private_copy(Path(path).absolute()))
             workdir = Workdir(path, config.to_dict())
+            if first:
+                processes.wait("the first process has opened the directory")
+            processes.wait("the others have copied it")
             outcome = workdir.result()
             if outcome is None:
                 parallel.check_platform()
@@ -183,7 +200,8 @@ def main(argv: list[str]) -> None:
         if os.environ.get("GRADALIGN_JAX_TRACEBACK"):
             raise
         _fail(_reason(error))
-    print("\n".join([task.table(outcome), *_files(workdir.path)]), flush=True)
+    if first:
+        print("\n".join([task.table(outcome), *_files(workdir.path)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,12 @@ def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
 
 
 def capacity(device: jax.Device) -> int | None:
-    """Return the bytes that programs may use on a device; None if it does not report them."""
+    """Return the bytes that programs may use on a device; None if it does not report them.
+
+    Another process's device cannot be asked; it counts as one like this process's first.
+    """
+    if device.process_index != jax.process_index():
+        device = jax.local_devices()[0]
     return (device.memory_stats() or {}).get("bytes_limit")
 
 

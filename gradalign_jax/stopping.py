@@ -69,6 +69,12 @@ def requested() -> bool:
     return _received is not None
 
 
+def request() -> None:
+    """Set the flag as SIGTERM would, where another process of the run has received a signal."""
+    global _received
+    _received = _received or signal.SIGTERM
+
+
 def check() -> None:
     """Raise a stop that was deferred, or lost: Python drops an exception raised in a weakref callback.
 

@@ -31,6 +31,15 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return "".join(_SPELLED.get(symbol, "?") for symbol in error.object[error.start : error.end]), error.end
 
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Show no progress bars from here on, as in all but the first of several processes."""
+    global _quiet
+    _quiet = True
+
+
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
     """Return a bar on standard error: redrawn in a terminal, one line per minute elsewhere.
 
@@ -38,6 +47,8 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
       iterable: as for tqdm.
       options: as for tqdm.
     """
+    if _quiet:
+        return tqdm(iterable, disable=True, **options)
     if sys.stderr.isatty():
         return tqdm(iterable, file=sys.stderr, dynamic_ncols=True, **options)
     return tqdm(iterable, file=_Log(sys.stderr), **options)

@@ -87,7 +87,7 @@ class Blocks:
                 chosen = parallel.split(jax.tree.map(lambda leaf, some=some: leaf[some], rows), self.devices)
                 pending.append(program(variables, self._data, self._key, chosen, *rest))
             # Every call is dispatched before the first result is fetched, so the devices do not wait.
-            results = jax.device_get(pending)
+            results = parallel.fetch(pending)
         return jax.tree.map(
             lambda *parts: np.concatenate([part.reshape(group, *part.shape[2:]) for part in parts])[:count], *results
         )

@@ -161,12 +161,10 @@ class Workdir:
         Raises:
           RunError: if it cannot be written; the checkpoints before it stay.
         """
-        import orbax.checkpoint as ocp  # slow to import, and an evaluation needs none
-
         folder, manifest = self.checkpoints / str(step), self.checkpoints / f"{step}.json"
         manifest.unlink(missing_ok=True)
         try:
-            with _silent(), ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), _checkpointer() as checkpointer:
                 checkpointer.save(folder, jax.tree.map(np.asarray, tree), force=True)
             record = {"seconds": self.seconds(), "files": _hashes(folder)} | (
                 {"epoch_open": True} if epoch_open else {}
@@ -209,15 +207,13 @@ class Workdir:
         Raises:
           RunError: if there are checkpoints and all are damaged.
         """
-        import orbax.checkpoint as ocp  # as in `save`
-
         for step in reversed(self._steps()):
             folder, manifest = self.checkpoints / str(step), self._manifest(step)
             if manifest is None or _hashes(folder) != manifest["files"]:
                 logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
                 continue
             self._count_from(manifest["seconds"])
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
         if self._steps():
             raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
@@ -355,6 +351,15 @@ def _older_metrics(line: Any) -> dict[str, Any] | None:
     """Return a line of metrics written before lines had digests; None for anything else."""
     numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
     return line if numbers and isinstance(line.get("step"), int) else None
+
+
+def _checkpointer() -> Any:
+    """Return Orbax's checkpointer of this process alone: where there are several, each has its own directory."""
+    import orbax.checkpoint as ocp  # slow to import, and an evaluation needs none
+
+    number = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(number, {number}, f"process_{number}")
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 @contextmanager

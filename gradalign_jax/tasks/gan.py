@@ -211,7 +211,8 @@ class GanRun:
         """Return the share of images that the classifier assigns to their class."""
         model, variables = self.judge
         split = data.Split(image, np.asarray(label, np.int32), np.arange(len(label), dtype=np.int32))
-        blocks, on = Blocks(split, on=self.devices[:1], block=_BLOCK), self.devices[:1]
+        on = parallel.local(self.devices)[:1]
+        blocks = Blocks(split, on=on, block=_BLOCK)
         logits = blocks.map(lambda variables, batch: model.apply(variables, batch.image, train=False)[0])
         return float(np.mean(logits(parallel.replicate(variables, on)).argmax(-1) == label))
 

@@ -146,7 +146,7 @@ class ProjectRun:
 
             def finish(numbers: list[int], result: tuple[Array, Array]) -> None:
                 with memory.limited_by(*limits):
-                    found = jax.device_get(result)
+                    found = parallel.fetch(result)
                 for shard, z, loss in zip(numbers, *found, strict=False):
                     at = slice(shard * self.block, min((shard + 1) * self.block, total))
                     row, count = pairs.row[at], at.stop - at.start
@@ -237,8 +237,9 @@ class ProjectRun:
             arguments = batch.image, batch.label, 1 - batch.label, batch.index
             return alignment.cosine_similarity(self.dataset.delta_x(*arguments), delta_x(*arguments))
 
-        blocks = Blocks(self.shown(), on=self.devices[:1], block=self.block, block_key="config.project.block")
-        return blocks.map(cosine)(parallel.replicate(estimate.delta_x, self.devices[:1]))
+        on = parallel.local(self.devices)[:1]
+        blocks = Blocks(self.shown(), on=on, block=self.block, block_key="config.project.block")
+        return blocks.map(cosine)(parallel.replicate(estimate.delta_x, on))
 
     def norms(self, estimate: Estimate) -> dict[str, dict[str, float]]:
         """Return mean ‖Δ̂x‖₂ of the shown images, as `delta_to_C` by the images' own class."""
@@ -251,9 +252,9 @@ class ProjectRun:
 
             return jax.lax.map(towards, jnp.arange(classes)).T
 
-        images = self.shown()
-        blocks = Blocks(images, on=self.devices[:1], block=self.block, block_key="config.project.block")
-        norm = blocks.map(measure)(parallel.replicate(estimate.delta_x, self.devices[:1]))  # [N, K]
+        images, on = self.shown(), parallel.local(self.devices)[:1]
+        blocks = Blocks(images, on=on, block=self.block, block_key="config.project.block")
+        norm = blocks.map(measure)(parallel.replicate(estimate.delta_x, on))  # [N, K]
         skipped = self.config.project.skip_own_class
         return {
             f"delta_to_{target}": {

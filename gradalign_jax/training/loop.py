@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from gradalign_jax import memory, parallel, stopping
+from gradalign_jax import memory, parallel, processes, stopping
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.terminal import progress_bar
@@ -124,6 +124,8 @@ def train(
             pending = (step, metrics)
             epoch_ends = step % steps_per_epoch == 0
             due = time.monotonic() - last_save > 60 * checkpoint_minutes
+            if processes.any_of(stopping.requested()):
+                stopping.request()
             if epoch_ends or due or stopping.requested():
                 # Check before validating and saving: the loss, and what the last update made of the parameters.
                 _record(workdir, bar, step, parallel.first(metrics))

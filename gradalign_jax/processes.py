@@ -1,0 +1,92 @@
+"""Several processes that run one task together: started by SLURM, Open MPI, a TPU pod, or by three variables.
+
+Every process runs the same program on the same host data. Programs span the devices of all processes (`parallel`); the
+first process writes the run's directory, each of the others a private copy that is thrown away.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from gradalign_jax.errors import RunError
+
+ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_HEARTBEAT_SECONDS = 30  # after which the others stop when a process has died
+_SMALL = 2**24  # bytes; files up to this size are copied, because they may be appended to
+
+
+def _launched() -> bool:
+    """Return whether a launcher that JAX knows started several processes."""
+    counts = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return max(len(hosts), *map(int, counts)) > 1
+
+
+def join() -> None:
+    """Join the other processes of this run, if there are any; before JAX looks for devices.
+
+    Raises:
+      RunError: if the variables are incomplete, or the other processes do not start.
+    """
+    given = {name: os.environ[name] for name in (ADDRESS, COUNT, NUMBER) if os.environ.get(name)}
+    arguments = {}
+    if COUNT in given or NUMBER in given:
+        if len(given) < 3 or not (given[COUNT].isdecimal() and given[NUMBER].isdecimal()):
+            raise RunError(
+                f"to run as one of several processes set {ADDRESS} to HOST:PORT of the first, {COUNT} to their number "
+                f"and {NUMBER} to 0, 1, ...; now they are {given}"
+            )
+        if int(given[NUMBER]) >= int(given[COUNT]):
+            raise RunError(f"{NUMBER}={given[NUMBER]} must be below {COUNT}={given[COUNT]}")
+        arguments = {
+            "coordinator_address": given[ADDRESS],
+            "num_processes": int(given[COUNT]),
+            "process_id": int(given[NUMBER]),
+        }
+    elif not _launched():
+        return
+    try:
+        jax.distributed.initialize(
+            **arguments, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_HEARTBEAT_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"the processes of this run did not find each other: {str(error).splitlines()[0]}") from error
+
+
+def is_first() -> bool:
+    """Return whether this process writes the run's directory."""
+    return jax.process_index() == 0
+
+
+def wait(reason: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(reason)
+
+
+def any_of(flag: bool) -> bool:
+    """Return whether the flag is set in any process; every process must call this."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())
+
+
+@contextmanager
+def private_copy(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory with the files of `path`, links to the large ones; changes do not reach `path`."""
+
+    def copy(source: str, target: str) -> None:
+        small = os.path.getsize(source) <= _SMALL
+        (shutil.copyfile if small else os.symlink)(source, target)
+
+    with tempfile.TemporaryDirectory(prefix="gradalign_jax_") as folder:
+        inside = Path(folder) / path.name
+        if path.exists():
+            shutil.copytree(path, inside, copy_function=copy, ignore=shutil.ignore_patterns(".lock", "tensorboard"))
+        yield inside

@@ -1,0 +1,106 @@
+"""Several processes that run one task: equal to one process with as many devices, and resumed after one was killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gradalign_jax import processes
+from gradalign_jax.errors import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+ARGUMENTS = (
+    *("--config=configs/spheres.py:pgd,smoke", "--config.train.epochs=4", "--config.train.steps_per_epoch=4"),
+    *("--config.train.log_every=2", "--config.validate.every_epochs=4", "--config.attack.steps=2"),
+    *("--config.evaluate.images=20", "--config.evaluate.block=10", "--config.train.checkpoint_minutes=.0001"),
+    *("--config.validate.epsilons=(.005,.02)", "--config.evaluate.linf_epsilons=(.005,.02)"),
+    "--config.evaluate.l2_epsilons=(.1,.4)",
+)
+
+
+def start(workdir, devices=1, **variables):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    command = [sys.executable, "-m", "gradalign_jax.main", *ARGUMENTS, f"--workdir={workdir}"]
+    environment = os.environ | variables | {"XLA_FLAGS": flags}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def start_pair(workdir):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    variables = {processes.ADDRESS: address, processes.COUNT: "2"}
+    return [start(workdir, **variables, **{processes.NUMBER: str(number)}) for number in range(2)]
+
+
+def wait_for(found, process, seconds=200):
+    end = time.monotonic() + seconds
+    while not found():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_two_processes_equal_two_devices_even_if_one_is_killed(tmp_path):
+    alone = start(tmp_path / "alone", devices=2)
+    assert alone.wait(300) == 0, alone.stderr.read()[-2000:]
+    first, second = start_pair(tmp_path / "pair")
+    wait_for(lambda: list((tmp_path / "pair" / "checkpoints").glob("*.json")), first)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    assert first.wait(60) != 0
+    assert time.monotonic() - killed < 60
+    assert "process" in first.stderr.read()
+    pair = start_pair(tmp_path / "pair")
+    for process in pair:
+        assert process.wait(300) == 0, process.stderr.read()[-2000:]
+    one, two = (tmp_path / "alone", tmp_path / "pair")
+    weights = [(folder / "classifier.safetensors").read_bytes() for folder in (one, two)]
+    assert weights[0] == weights[1]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+    for result in results:
+        result.pop("seconds")
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({processes.COUNT: "2"}, "to run as one of several processes set"),
+        ({processes.ADDRESS: "localhost:1", processes.COUNT: "two", processes.NUMBER: "0"}, "'two'"),
+        ({processes.ADDRESS: "localhost:1", processes.COUNT: "2", processes.NUMBER: "2"}, "must be below"),
+    ],
+)
+def test_incomplete_variables_are_refused(variables, words, monkeypatch):
+    for name in (processes.ADDRESS, processes.COUNT, processes.NUMBER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=words):
+        processes.join()
+
+
+def test_a_private_copy_changes_nothing(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("1\n")
+    (run / ".lock").touch()
+    with open(run / "checkpoints" / "large", "wb") as large:
+        large.truncate(2**24 + 1)
+    with processes.private_copy(run) as copy:
+        assert sorted(path.name for path in copy.rglob("*")) == ["checkpoints", "large", "metrics.jsonl"]
+        assert (copy / "checkpoints" / "large").is_symlink()
+        (copy / "checkpoints" / "large").unlink()
+        with open(copy / "metrics.jsonl", "a") as file:
+            file.write("2\n")
+    assert not copy.exists()
+    assert (run / "metrics.jsonl").read_text() == "1\n"
+    assert (run / "checkpoints" / "large").stat().st_size == 2**24 + 1
+    with processes.private_copy(tmp_path / "absent") as copy:
+        assert not copy.exists()

@@ -63,19 +63,21 @@ def _reason(error: Exception) -> str:
     if type(error).__module__.startswith("gradalign_jax"):
         return line
     # Not from a block with `memory.limited_by`, whose error names the key and a value that fits.
-    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
-        import jax
-
-        if "RESOURCE_EXHAUSTED" in line:
-            return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
-        if jax.distributed.is_initialized():
-            return f"another process of this run has ended; start all of them again to resume ({line[:200]})"
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in line:
+        return "out of device memory: lower config.evaluate.block, config.project.block or config.train.batch_size"
+    if _one_of_several() and re.search("peer|[Cc]onnection|[Cc]oordination|[Hh]eartbeat", line):
+        return f"another process of this run has ended: start all of them again to resume ({line[:200]})"
     return f"{line} (GRADALIGN_JAX_TRACEBACK=1 shows where)"
+
+
+def _one_of_several() -> bool:
+    """Return whether this process has joined others (`processes.join`); does not import JAX."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _fail(message: str, status: int = 2) -> None:
     print(f"gradalign_jax: {message}", file=sys.stderr, flush=True)
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    if _one_of_several():
         os._exit(status)  # JAX's own exit would wait for the other processes, which may wait for this one
     sys.exit(status)
 

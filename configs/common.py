@@ -172,6 +172,7 @@ def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigD
 
     config.align = ConfigDict()  # of method align
     config.align.weight = 0.1  # λ_α (Eq. 9)
+    config.align.targets = "closest"  # closest: Δx to c̃ (Eq. 9); all: the sum over all other classes
 
     config.delta_x = ConfigDict()  # Δx of method align
     config.delta_x.name = ""  # a file of gradalign_jax/deltax; "": from the directory given below, else the exact Δx

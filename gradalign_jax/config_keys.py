@@ -10,7 +10,7 @@ BEFORE = {
     "evaluate.same_generator": False,
     "evaluate.cw_iterations": 10_000,
     "evaluate.cw_learning_rate": 0.02,
-    **{"delta_x.name": "", "evaluate.delta_x": ""},
+    **{"delta_x.name": "", "evaluate.delta_x": "", "align.targets": "closest"},
     **{"evaluate.suite": "paper", "evaluate.norm": "linf", "evaluate.suite_steps": 100, "evaluate.suite_queries": 5000},
     **{f"precision.{part}": "float32" for part in ("training", "attack", "evaluation", "square", "projection")},
 }

@@ -1,7 +1,7 @@
 """The vocabulary of the kernels: batches, classifiers, and the functions they exchange.
 
-Kernels receive functions (`LogitsFn`, `DeltaX`, `Attack`) and arrays, never a config, a model object or a path. Any
-callable with the positional arguments of a protocol below will do, a lambda included; nothing is subclassed.
+Kernels receive functions (`LogitsFn`, `DeltaX`, `Gradient`, `Attack`) and arrays, never a config, a model object or a
+path. Any callable with the positional arguments of a protocol below will do, a lambda included; nothing is subclassed.
 Images are float32 `[B, H, W, C]` (Spheres: `[B, 500]`) in `IMAGE_RANGE`; labels are int32 `[B]`; every ε and step size
 is in the units of that range (MNIST's usual 0.3 of [0, 1] is 0.6 here).
 """
@@ -37,6 +37,21 @@ class DeltaX(Protocol):
           label: int `[B]`, the true classes.
           target: int `[B]`, the classes to move to.
           index: int `[B]`, each image's place in its data set, for a Δx that is stored; None where it has none.
+        """
+
+
+class Gradient(Protocol):
+    """A gradient of the difference of two logits, as each `make` of gradalign_jax/gradients builds it."""
+
+    def __call__(self, logits_fn: LogitsFn, key: Array | None, image: Array, label: Array, target: Array, /) -> Array:
+        """Return `[B, ...]`, the direction in which logit_target - logit_label grows.
+
+        Args:
+          logits_fn: the classifier.
+          key: one random key, or one per image `[B]`; None where no randomness is needed.
+          image: `[B, ...]`.
+          label: int `[B]`, the true classes.
+          target: int `[B]`, the classes to move to.
         """
 
 

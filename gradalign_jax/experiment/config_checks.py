@@ -90,6 +90,7 @@ _CLASSIFIER = (
         "optimizer.name": _one_of("adam", "sgd"),
         "optimizer.momentum": _FRACTION,
         "align.weight": _ZERO_OR_MORE,
+        "align.targets": _one_of("closest", "all"),
         "attack.epsilon": _ZERO_OR_MORE,
         "validate.first_epoch": _ZERO_OR_MORE,
         "validate.epsilons": _GRID,

@@ -51,7 +51,10 @@ def apply(layer: Frozen, x: Array) -> Array:
     return layer.forward(x)
 
 
-apply.defvjp(lambda layer, x: (layer.forward(x), layer), lambda layer, g: (None, layer.backward(g)))
+# The derivative of the transpose is the map itself, in its prepared form.
+apply.defvjp(
+    lambda layer, x: (layer.forward(x), layer), lambda layer, g: (None, apply(Frozen(layer.backward, layer.forward), g))
+)
 
 
 def dense(matrix: np.ndarray, dtype: jnp.dtype = jnp.float32) -> Frozen:

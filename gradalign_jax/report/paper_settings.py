@@ -44,7 +44,7 @@ _ADAM = {"optimizer.learning_rate": 1e-4, "optimizer.b1": 0.0, "optimizer.b2": 0
 _TRAINED = {**_ADAM, "train.batch_size": 12, "validate.every_epochs": 1, "validate.images": 0}
 _CLASSIFIER = {
     **{**_TRAINED, "optimizer.name": "adam", "optimizer.momentum": 0.9, "validate.first_epoch": 0},
-    **{"align.weight": 0.1, "attack.step_size": 0.02, "attack.loss": "margin"},
+    **{"align.weight": 0.1, "align.targets": "closest", "attack.step_size": 0.02, "attack.loss": "margin"},
     **{"evaluate.cw_iterations": 10_000, "evaluate.cw_learning_rate": 0.02},
 }
 _VRGAN = {**_TRAINED, "vrgan.real": 1.0, "vrgan.generated": 0.01, "vrgan.fool": 0.3, "vrgan.small": 0.5}

@@ -90,6 +90,7 @@ class ClassifierRun:
             attack=self.subject.training_attack() if config.method == "pgd" else None,
             attack_precision=config.precision.attack,
             training_precision=config.precision.training,
+            targets=config.align.targets,
             mean=parallel.mean,
         )
         source = batches.source(config, self.dataset, self.steps_per_epoch, self.stream(Stream.ORDER))

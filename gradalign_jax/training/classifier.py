@@ -14,7 +14,11 @@ import optax
 from gradalign_jax import alignment
 from gradalign_jax.ops import precision
 from gradalign_jax.paper import METHODS
+from gradalign_jax.training import all_targets
 from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Step, Variables
+
+
+TARGETS = ("closest", "all")  # classes whose Δx align rewards
 
 
 class TrainState(NamedTuple):
@@ -53,12 +57,13 @@ def make_step(
     attack: Attack | None = None,
     attack_precision: str = "float32",
     training_precision: str = "float32",
+    targets: str = "closest",
     mean: Callable[[Any], Any] = lambda tree: tree,
 ) -> Step[TrainState]:
     """Build `step(state, batch, keys, inputs) -> (state, metrics)`.
 
     `keys` holds one key per image; `inputs` is a `StepInputs`. Metrics are batch means: `loss`, `error`, and
-    for align `alignment`.
+    for align `alignment`, a mean over the targets as well.
 
     Args:
       classifier: the model.
@@ -67,15 +72,19 @@ def make_step(
       attack: for pgd, an attack as `attacks.pgd.make` builds it. It sees the model in evaluation mode.
       attack_precision: precision of the products in the attack, one of `precision.NAMES`.
       training_precision: precision of the products in losses and updates, float32 or tf32.
+      targets: of align: "closest" rewards the alignment with Δx to c̃ (Eq. 9), "all" the sum of the alignments with Δx
+        to every other class (`training.all_targets`).
       mean: averages gradients, statistics and metrics over devices; identity on one device.
 
     Raises:
-      ValueError: if the method is unknown, or pgd has no attack; from the step, if align has no Δx.
+      ValueError: if the method or the targets are unknown, or pgd has no attack; from the step, if align has no Δx.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {METHODS}")
     if method == "pgd" and attack is None:
         raise ValueError("method 'pgd' needs an attack: give attack")
+    if targets not in TARGETS:
+        raise ValueError(f"unknown targets {targets!r}: use one of {', '.join(TARGETS)}")
 
     def loss_fn(params, statistics, batch: Batch, inputs: StepInputs):
         def apply(image):
@@ -84,14 +93,16 @@ def make_step(
         metrics = {}
         if method == "align":
             assert inputs.delta_x is not None  # checked by the step
-            logits, cosine, statistics = alignment.aligned_forward(apply, inputs.delta_x, *batch)
+            forward = alignment.aligned_forward if targets == "closest" else all_targets.aligned_forward
+            logits, cosine, statistics = forward(apply, inputs.delta_x, *batch)
             metrics["alignment"] = jnp.mean(cosine)
         else:
             logits, statistics = apply(batch.image)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
         if method == "align":
             assert inputs.weight is not None
-            loss -= inputs.weight * metrics["alignment"]
+            rewarded = metrics["alignment"] if targets == "closest" else cosine.shape[0] * metrics["alignment"]
+            loss -= inputs.weight * rewarded
         metrics |= {"loss": loss, "error": jnp.mean(jnp.argmax(logits, -1) != batch.label)}
         return loss, (metrics, statistics)
 

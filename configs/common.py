@@ -147,6 +147,9 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.generator = ""  # as delta_x.generator, for ᾱ_Δx; in the paper not the one that trains
     config.evaluate.store = ""  # as delta_x.store, likewise
     config.evaluate.same_generator = False  # allow the generator or store that trained
+    config.evaluate.gradients = ()  # also measured, against every Δx: files of gradalign_jax/gradients
+    config.evaluate.estimators = ()  # further Δx for them: files of gradalign_jax/deltax
+    config.evaluate.measures = ()  # of them: some of etmann, removal, tangent, noise; the last two need evaluate.store
     return config
 
 

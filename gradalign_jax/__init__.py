@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradalign_jax.evaluation.api import evaluate
-    from gradalign_jax.evaluation.options import CW, PGD, Square, Suite
+    from gradalign_jax.evaluation.options import CW, PGD, Directions, Square, Suite
 
 __version__ = "0.1.0"
-__all__ = ["CW", "PGD", "Square", "Suite", "__version__", "evaluate"]
+__all__ = ["CW", "PGD", "Directions", "Square", "Suite", "__version__", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
         from gradalign_jax.evaluation.api import evaluate
 
         return evaluate
-    if name in ("CW", "PGD", "Square", "Suite"):
+    if name in ("CW", "PGD", "Directions", "Square", "Suite"):
         from gradalign_jax.evaluation import options
 
         return getattr(options, name)

@@ -11,6 +11,7 @@ BEFORE = {
     "evaluate.cw_iterations": 10_000,
     "evaluate.cw_learning_rate": 0.02,
     **{"delta_x.name": "", "evaluate.delta_x": "", "align.targets": "closest"},
+    **dict.fromkeys(("evaluate.gradients", "evaluate.estimators", "evaluate.measures"), ()),
     **{"evaluate.suite": "paper", "evaluate.norm": "linf", "evaluate.suite_steps": 100, "evaluate.suite_queries": 5000},
     **{f"precision.{part}": "float32" for part in ("training", "attack", "evaluation", "square", "projection")},
 }

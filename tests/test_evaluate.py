@@ -1,6 +1,7 @@
 """Task `evaluate`: finished runs measured again, kills, refused inputs, and warnings."""
 
 import csv
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from gradalign_jax import alignment, robustness
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation import schedule, warnings
+from gradalign_jax.experiment import config_checks
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import classifier, evaluate
 
@@ -131,6 +133,62 @@ def check_table_of_images(path, result):
     radius = [1.3 if row["ground_truth_class"] == "1" else 1.0 for row in rows[:2]]
     assert linearity["carlini_wagner"] == pytest.approx(radius, rel=1e-5)
     assert rows[2]["carlini_wagner_distance"] == ""
+
+
+def test_directions_are_measured_from_the_config_and_survive_kills(trained, tmp_path, monkeypatch):
+    chosen = {"evaluate.gradients": ("plain", "integrated"), "evaluate.measures": ("etmann", "removal")}
+    config = evaluation(trained, **chosen, **{"evaluate.square_queries": 0, "evaluate.cw_images": 0})
+    config.evaluate.block = 8  # on one device two points of 4 blocks
+    config_checks.check(config)
+    result = start(evaluate, tmp_path / "whole", config)
+    found = result["directions"]
+    assert found["alignment"]["plain"] == {"exact": pytest.approx(result["alpha_delta_x"], abs=1e-6)}
+    assert found["alignment"]["integrated"]["exact"] > 0
+    assert set(found["removal"]) == {"plain", "integrated", "random"}
+    assert (tmp_path / "whole" / "directions.png").stat().st_size > 0
+    with np.load(tmp_path / "whole" / "pictures.npz") as arrays:
+        np.testing.assert_allclose(arrays["gradient_plain"], arrays["gradient"], rtol=1e-4, atol=1e-7)
+        np.testing.assert_array_equal(arrays["delta_x_exact"], arrays["delta_x"])
+        assert arrays["gradient_integrated"].shape == arrays["image"].shape
+    record = Workdir.point
+
+    def record_then_die(self, **values):
+        record(self, **values)
+        if (values["measure"], values["first"]) == ("directions", 0):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "point", record_then_die)
+        with pytest.raises(Killed):
+            start(evaluate, tmp_path / "killed", config)
+    resumed = start(evaluate, tmp_path / "killed", config)
+    assert resumed["directions"] == found
+
+
+def test_without_gradients_nothing_is_added(trained):
+    assert "directions" not in trained[1]
+    with np.load(trained[0] / "pictures.npz") as arrays:
+        assert set(arrays) == {"image", "label", "target", "gradient", "delta_x"}
+    assert not (trained[0] / "directions.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluate.gradients": ("saliency",)}, "must be a tuple of some of integrated, plain, smoothgrad, each once"),
+        ({"evaluate.measures": ("etmann",)}, "config.evaluate.measures=('etmann',) needs config.evaluate.gradients"),
+        ({"evaluate.gradients": ("plain",), "evaluate.measures": ("noise",)}, "'noise' needs config.evaluate.store=DIR"),
+        (
+            {"evaluate.gradients": ("plain",), "evaluate.estimators": ("vrgan",)},
+            "'vrgan' needs config.evaluate.generator=DIR",
+        ),
+        ({"evaluate.estimators": ("nearest", "nearest")}, "each once"),
+    ],
+)
+def test_bad_directions_are_refused_in_one_line(trained, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        config_checks.check(evaluation(trained, **changes))
+    assert "\n" not in str(error.value)
 
 
 def test_the_selected_epoch_is_measured_on_the_whole_grid(trained):

@@ -169,11 +169,11 @@ def test_noise_on_and_off_the_manifold_of_a_linear_classifier():
     basis = jnp.broadcast_to(space[None, :, :6], (40, 32, 6))
     image = jnp.asarray(rng.uniform(-1, 1, (40, *SHAPE)), jnp.float32)
     for columns, quiet in ((slice(0, 6), 1), (slice(6, 32), 0)):
-        weights = space[:, columns] @ rng.normal(size=(space[:, columns].shape[1], CLASSES)).astype(np.float32)
+        weights = space[:, columns] @ rng.normal(0, 0.3, (space[:, columns].shape[1], CLASSES)).astype(np.float32)
         logits_fn = lambda x, w=weights: x.reshape(len(x), -1) @ w  # noqa: E731
         changes = noise.change(logits_fn, KEY, image, basis, 0.5)
         np.testing.assert_allclose(changes[quiet], 0, atol=1e-4)
-        assert changes[1 - quiet].min() > 1e-3
+        assert changes[1 - quiet].mean() > 0.01
         longer = noise.change(logits_fn, KEY, image, basis, 1.0)
         assert longer[1 - quiet].mean() > changes[1 - quiet].mean()
 

@@ -16,6 +16,7 @@ from gradalign_jax import data
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.storage import shards, weights
 from gradalign_jax.storage.shards import Store
@@ -94,6 +95,25 @@ def test_a_run_leaves_its_store_result_and_picture(finished):
     np.testing.assert_allclose(result["similarity"], similarity.mean(), rtol=1e-4)
     assert "paper 0.661 ± 0.070" in project.table(result)
     assert result["loss"]["test"]["with_penalty"] > result["loss"]["test"]["mean"]
+
+
+def test_the_tangent_space_at_a_stored_projection(finished, gan_run, tmp_path):
+    """A small step of the own class's latent moves the image within it."""
+    dataset = data.load("squares32", limit=LIMIT)
+    split = dataset.splits["test"]
+    space = artifacts.load_tangent_space(finished[0], dataset, split)
+    label, index = jnp.asarray(split.label), jnp.asarray(split.index)
+    basis = jax.jit(lambda space, *rows: space(*rows))(space, label, index)
+    assert basis.shape == (LIMIT, 32 * 32, 128)
+    arrays = space.args[0]
+    z = arrays["z"][arrays["row"][split.index], split.label]
+    generate = jax.jit(artifacts.generate_fn(arrays["generator"], 32))
+    step = 1e-3 * np.random.default_rng(0).normal(size=z.shape).astype(np.float32)
+    moved = generate(z + step, label) - generate(z - step, label)
+    assert tangent.share(basis, moved).min() > 0.99
+    start(tmp_path, small(gan_run, **{"project.skip_own_class": True}))
+    with pytest.raises(RunError, match="no projection of image .* onto its own class"):
+        artifacts.load_tangent_space(tmp_path, dataset, split)
 
 
 @pytest.mark.parametrize("devices", [2, 4])

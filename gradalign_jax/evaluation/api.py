@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from gradalign_jax import data, parallel
 from gradalign_jax.evaluation import arguments, model_checks, results, schedule
+from gradalign_jax.evaluation import directions as further
 from gradalign_jax.evaluation import suite as suites
-from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square, Suite
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square, Suite
 from gradalign_jax.evaluation.programs import Evaluation, build
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.types import IMAGE_RANGE, Array, Classifier, DeltaX, Estimate, LogitsFn
@@ -32,7 +32,7 @@ def _identity(split: data.Split, settings: tuple) -> dict[str, str]:
 
 def _recorded(point: schedule.Point, value: Callable[..., Any]) -> dict[str, list]:
     """Return a point's recorded value; alignments are always measured again, since Δx may be another function now."""
-    if point.measure == "alignment":
+    if point.measure in ("alignment", "directions"):
         return point.compute()
     return value(point.measure, point.epsilon, point.part.start, point.compute)
 
@@ -61,6 +61,7 @@ def evaluate(
     cw: CW | None = None,
     delta_x: DeltaX | None = None,
     index: np.ndarray | None = None,
+    directions: Directions | None = None,
     suite: str | Suite = "paper",
     norm: str = "linf",
     bounds: tuple[float, float] = IMAGE_RANGE,
@@ -83,6 +84,7 @@ def evaluate(
       pgd, square, cw: the attacks' settings (`gradalign_jax.PGD`, `.Square`, `.CW`); None leaves an attack out.
       delta_x: (image, label, target, index) -> `[B, ...]`, a vector to class `target`; None leaves ᾱ_Δx out.
       index: integers `[N]`, passed to `delta_x`; by default the image's position in `images`.
+      directions: further gradients, Δx and measures (`gradalign_jax.Directions`); None leaves them out.
       suite: "paper" runs the attacks above. "autoattack" and "malt" run a sequence of stronger attacks in place of PGD
         and Square Attack, each on the images that survived the ones before it; a `Suite` changes their settings.
       norm: of the attacks of a suite given by name, "linf" or "l2"; `epsilons` are in that norm.
@@ -97,7 +99,7 @@ def evaluate(
       JSON values: `accuracy`, `accuracy_by_class`, `epsilon_half`, `curves` and, for each image, `smallest_epsilon` by
       attack; `alpha_delta_x`, `alpha_x` and its variants, `linearity` (Figure 7's pairs), `theory` (how far the paper's
       assumptions and bounds hold), `warnings` (plain words), `classes`, `images`. None where nothing was measured. With
-      a suite, `curves` has `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`,
+      `directions`, the numbers of `evaluation.directions.summarize` under that name. With a suite, `curves` has `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`,
       `square_NORM` (only `apgd_t_NORM` for "malt"), each the error after that attack and the ones before it, and
       `worst_NORM`; `fooled_by` names the attack, for each ε and image.
 
@@ -128,6 +130,8 @@ def evaluate(
     data.check(images, labels, classes, bounds)
     if delta_x is not None:
         arguments.check_delta_x(delta_x, images)
+    if directions:
+        directions = arguments.directions(directions, delta_x, images)
     arguments.check_counts({"block": (block, 1), "seed": (seed, 0)})
     places = arguments.places(index, len(labels))
     split = data.Split(np.asarray(images, np.float32), np.asarray(labels, np.int32), places)
@@ -140,7 +144,7 @@ def evaluate(
         on=parallel.devices(0, 0),
         block=block,
         key=jax.random.key(seed),
-        delta_x=delta_x and Estimate(Partial(delta_x), {}),
+        delta_x=delta_x and Estimate(arguments.as_tree(delta_x), {}),
         block_key="block",
     )
     with contextlib.ExitStack() as stack:
@@ -154,7 +158,7 @@ def evaluate(
             value = kept.remembered()
             _check_same(logits_fn(jnp.asarray(split.image[:block])), value, workdir)
             remember = partial(_recorded, value=value)
-        result = _measure(evaluation, split, attacks, chosen, classes, remember)
+        result = _measure(evaluation, split, attacks, chosen, directions, classes, remember)
         result["warnings"] += model_checks.collect(logits_fn, jnp.asarray(split.image[:block]))
     return result | {"classes": classes, "images": len(labels)}
 
@@ -188,6 +192,7 @@ def _measure(
     split: data.Split,
     attacks: Attacks,
     chosen: Suite | None,
+    directions: Directions | None,
     classes: int,
     remember: Callable[[schedule.Point], dict[str, list]],
 ) -> dict[str, Any]:
@@ -203,6 +208,9 @@ def _measure(
         wrong = values["clean", None]["predicted"] != split.label
         outcome = suites.run(stages, nothing, attacks.epsilons, wrong, len(evaluation.devices), remember)
         suites.add(result, stages, chosen.norm, attacks.epsilons, outcome)
+    if directions:
+        target = values["alignment", None]["target"]
+        result["directions"] = further.measure(evaluation, nothing, split, target, directions, remember)
     return result
 
 

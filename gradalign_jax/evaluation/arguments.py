@@ -2,17 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from gradalign_jax.attacks import pgd as pgd_attack
 from gradalign_jax.errors import first_line
-from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square
 from gradalign_jax.evaluation.results import ATTACKS
 from gradalign_jax.types import IMAGE_RANGE, DeltaX, LogitsFn
 
@@ -59,6 +60,24 @@ def check_delta_x(delta_x: DeltaX, image: np.ndarray) -> None:
         raise ValueError(f"delta_x cannot be traced by JAX on images {two.shape} and int32 rows ({cause})") from error
     if shape != two.shape:
         raise ValueError(f"delta_x returns {shape} for images {two.shape}: it must return vectors of the images' shape")
+
+
+def directions(chosen: Directions, delta_x: DeltaX | None, image: np.ndarray) -> Directions:
+    """Return the settings with `delta_x` among their Δx, all of them as `jax.tree_util.Partial`.
+
+    Raises:
+      ValueError: if a Δx cannot be traced or does not return vectors of the images' shape.
+    """
+    functions = dict(chosen.delta_x) | ({} if delta_x is None else {"delta_x": delta_x})
+    for function in functions.values():
+        check_delta_x(function, image)
+    space = None if chosen.tangent_space is None else as_tree(chosen.tangent_space)
+    return chosen.with_functions({name: as_tree(f) for name, f in functions.items()}, space)
+
+
+def as_tree(function: Callable[..., Any]) -> Partial:
+    """Return a function as a tree of its arrays, which a program takes as arguments; one in another has no leaves."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def grid(name: str, values: Sequence[float]) -> tuple[float, ...]:

@@ -1,12 +1,16 @@
 """The attacks of an evaluation and their settings. Sizes are in units of the images; defaults are the paper's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from gradalign_jax import gradients
 from gradalign_jax.ops import precision
-from gradalign_jax.types import IMAGE_RANGE
+from gradalign_jax.types import IMAGE_RANGE, Array, DeltaX, Gradient
 
 SUITES = ("autoattack", "malt")
+MEASURES = ("etmann", "removal", "tangent", "noise")
 
 
 def _check_precision(name: str) -> None:
@@ -110,6 +114,51 @@ class Suite:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} of a suite must be an integer >= 1")
         _check_precision(self.precision)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Gradients to measure beside the paper's, each against every Δx.
+
+    gradients: names of files of gradalign_jax/gradients, or functions by name (`types.Gradient`).
+    delta_x: further Δx by name; the argument `delta_x` of `evaluate` is one of them by the name "delta_x".
+    measures: some of "etmann" (|<x, g>| / |g|), "removal" (accuracy without the pixels that a gradient ranks highest),
+      "tangent" (share of a gradient in a tangent space) and "noise" (change of the prediction by noise in that space
+      and orthogonal to it).
+    tangent_space: (label `[B]`, index `[B]`) -> orthonormal basis `[B, n, d]`, such as `measures.tangent.basis` of a
+      generator's Jacobian; for "tangent" and "noise".
+    """
+
+    gradients: Sequence[str] | Mapping[str, Gradient] = ("plain", "smoothgrad", "integrated")
+    delta_x: Mapping[str, DeltaX] = field(default_factory=dict)
+    measures: Sequence[str] = ()
+    tangent_space: Callable[[Array, Array], Array] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+          ValueError: if a gradient or a measure is unknown, a name has a slash, or a measure lacks its tangent space.
+        """
+        for name in (*self.functions, *self.delta_x):
+            if "/" in name:
+                raise ValueError(f"name {name!r} of a gradient or Δx has a slash: choose another one")
+        for name in self.measures:
+            if name not in MEASURES:
+                raise ValueError(f"unknown measure {name!r}: use some of {', '.join(MEASURES)}")
+            if name in ("tangent", "noise") and self.tangent_space is None:
+                raise ValueError(f"measure {name!r} needs tangent_space: bases of a generator's tangent spaces")
+
+    @property
+    def functions(self) -> dict[str, Gradient]:
+        """The gradients by name."""
+        if isinstance(self.gradients, Mapping):
+            return dict(self.gradients)
+        return {name: gradients.create(name) for name in self.gradients}
+
+    def with_functions(self, delta_x: Mapping[str, DeltaX], tangent_space: Any) -> "Directions":
+        """Return a copy with another Δx and tangent space, as a program has them: with traced arrays."""
+        return dataclasses.replace(self, delta_x=delta_x, tangent_space=tangent_space or None)
 
 
 @dataclass(frozen=True)

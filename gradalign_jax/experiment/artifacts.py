@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from gradalign_jax import data, models
 from gradalign_jax.deltax import projection
 from gradalign_jax.errors import RunError
+from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.storage import shards, weights
 from gradalign_jax.types import Array, Estimate, ResidualGenerator, Variables
@@ -224,7 +225,50 @@ def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Est
     Raises:
       RunError: if the run is unfinished, damaged, or of another data set, or its images differ from this data set's.
     """
-    directory = Path(directory)
+    arrays, described, index = _load_store(Path(directory), dataset)
+    size = dataset.image_shape[0]
+
+    def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
+        chosen = arrays["z"][arrays["row"][index], target]
+        return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
+
+    return Estimate(Partial(delta_x, arrays), described, index)
+
+
+def load_tangent_space(directory: str | os.PathLike, dataset: data.Dataset, split: data.Split) -> Partial:
+    """Load (label, index) -> basis of the tangent space at each image's projection onto its own class.
+
+    Args:
+      directory: a finished projection run.
+      dataset: the data.
+      split: the images in use.
+
+    Raises:
+      RunError: as `load_projections`, or if an image has no projection onto its own class.
+    """
+    arrays, _, index = _load_store(Path(directory), dataset)
+    covered = np.isin(split.index, index)
+    covered[covered] = np.any(arrays["z"][arrays["row"][split.index[covered]], split.label[covered]] != 0, axis=-1)
+    if not covered.all():
+        raise RunError(
+            f"{directory} has no projection of image {split.index[~covered][0]} onto its own class: project the test "
+            "images in use, with config.project.skip_own_class=False"
+        )
+    size = dataset.image_shape[0]
+
+    def basis(arrays: dict[str, Any], label: Array, index: Array) -> Array:
+        z = arrays["z"][arrays["row"][index], label]
+        return tangent.basis(tangent.jacobian(generate_fn(arrays["generator"], size), z, label))
+
+    return Partial(basis, arrays)
+
+
+def _load_store(directory: Path, dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
+    """Return a projection run's arrays (latents `z`, `row` of each image, folded `generator`), source and images.
+
+    Raises:
+      RunError: as `load_projections`.
+    """
     found = shards.find(directory / STORE)
     if found.identity["dataset"] != dataset.name:
         raise RunError(f"{directory} holds projections of {found.identity['dataset']}: give a run of {dataset.name}")
@@ -238,16 +282,9 @@ def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Est
     row[index] = np.arange(len(index), dtype=np.int32)
     z = np.zeros((len(index), dataset.num_classes, pairs["z"].shape[1]), np.float32)
     z[row[pairs["index"]], pairs["target"]] = pairs["z"]
-    size = dataset.image_shape[0]
-
-    def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
-        chosen = arrays["z"][arrays["row"][index], target]
-        return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
-
-    arrays = {"z": z, "row": row, "generator": biggan_folded.fold(variables)}
     of = {name: described[name] for name in ("digest", "run")}
     described = {"source": "projection", **of, "store": found.identity}
-    return Estimate(Partial(delta_x, arrays), described, index)
+    return {"z": z, "row": row, "generator": biggan_folded.fold(variables)}, described, index
 
 
 def _check_images(directory: Path, dataset: data.Dataset, index: np.ndarray, expected: np.ndarray) -> None:

@@ -3,19 +3,24 @@
 import math
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gradalign_jax import deltax
+from gradalign_jax import deltax, gradients
 from gradalign_jax.paper import METHODS
 
 _POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
 _COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
 _ZERO_OR_MORE: tuple[str, Callable[[Any], bool]] = ("must be >= 0", lambda v: v >= 0)
 _FRACTION: tuple[str, Callable[[Any], bool]] = ("must lie in [0, 1)", lambda v: 0 <= v < 1)
+
+
+def _estimators() -> list[str]:
+    """Return the names of the Δx estimators: the files of gradalign_jax/deltax."""
+    return sorted(module.name for module in pkgutil.iter_modules(deltax.__path__))
 
 
 def _one_of(*values: str) -> tuple[str, Callable[[Any], bool]]:
@@ -27,6 +32,15 @@ _GRID: tuple[str, Callable[[Any], bool]] = (
     lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in pairwise(v)),
 )
 
+
+def _some_of(values: Sequence[str]) -> tuple[str, Callable[[Any], bool]]:
+    return (
+        f"must be a tuple of some of {', '.join(values)}, each once",
+        lambda v: isinstance(v, tuple) and len(v) == len(set(v)) and set(v) <= set(values),
+    )
+
+
+_MEASURES = ("etmann", "removal", "tangent", "noise")
 _SEARCHED = _one_of("float32", "tf32", "bfloat16", "auto")
 _TRAINED = _one_of("float32", "tf32")
 EXACT_DELTA_X = ("spheres", "squares", "squares32")
@@ -65,6 +79,9 @@ _TEST = {
     "evaluate.suite_queries": ("must lie in 1 to 200000", lambda v: 1 <= v <= 200_000),
     "evaluate.cw_iterations": _COUNT,
     "evaluate.cw_learning_rate": _POSITIVE,
+    "evaluate.gradients": _some_of(gradients.names()),
+    "evaluate.estimators": _some_of(_estimators()),
+    "evaluate.measures": _some_of(_MEASURES),
 }
 _TRAINING = {
     "optimizer.learning_rate": _POSITIVE,
@@ -174,11 +191,6 @@ def _check_devices(config: ConfigDict) -> None:
         )
 
 
-def _estimators() -> list[str]:
-    """Return the names of the Δx estimators: the files of gradalign_jax/deltax."""
-    return sorted(module.name for module in pkgutil.iter_modules(deltax.__path__))
-
-
 def _check_source(name: str, section: ConfigDict) -> None:
     """Refuse a Δx with two sources, a missing one, or an unknown name."""
     key = "name" if "name" in section else "delta_x"
@@ -197,6 +209,22 @@ def _check_source(name: str, section: ConfigDict) -> None:
             raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
 
 
+def _check_directions(config: ConfigDict) -> None:
+    """Refuse further Δx and measures that lack a gradient, a directory or an exact Δx."""
+    section = config.evaluate
+    for key in ("estimators", "measures"):
+        if section[key] and not section.gradients:
+            raise ValueError(f"config.evaluate.{key}={section[key]!r} needs config.evaluate.gradients: give some")
+    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
+        if makes in section.estimators and not section[kind]:
+            raise ValueError(f"config.evaluate.estimators: {makes!r} needs config.evaluate.{kind}=DIR of a finished run")
+    for name in ("tangent", "noise"):
+        if name in section.measures and not section.store:
+            raise ValueError(f"config.evaluate.measures: {name!r} needs config.evaluate.store=DIR of a project run")
+    if "exact" in section.estimators and config.data.name not in EXACT_DELTA_X:
+        raise ValueError(f"config.evaluate.estimators: {config.data.name} has no exact Δx: take 'exact' off")
+
+
 def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
     """Refuse to measure alignment with the Δx that the classifier was trained with.
 
@@ -204,11 +232,12 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
       ValueError: if both sections name the same generator, store or estimator, and `measuring.same_generator` is False.
     """
     estimator = trained.get("name", "")
-    if estimator not in ("", "exact") and estimator == measuring.delta_x and not measuring.same_generator:
-        raise ValueError(
-            f"config.evaluate.delta_x={estimator!r} is the estimator that training used: alignment with it would "
-            "measure how well training fitted it; give another one, or config.evaluate.same_generator=True"
-        )
+    for key, names in (("delta_x", (measuring.delta_x,)), ("estimators", measuring.get("estimators", ()))):
+        if estimator not in ("", "exact") and estimator in names and not measuring.same_generator:
+            raise ValueError(
+                f"config.evaluate.{key}={measuring[key]!r} is the estimator that training used: alignment with it would "
+                "measure how well training fitted it; give another one, or config.evaluate.same_generator=True"
+            )
     for kind in ("generator", "store"):
         same = (
             trained[kind] and measuring[kind] and os.path.realpath(trained[kind]) == os.path.realpath(measuring[kind])
@@ -224,6 +253,7 @@ def _check_estimates(config: ConfigDict) -> None:
     """Refuse a missing Δx, and one Δx for both training and measuring."""
     _check_source("delta_x", config.delta_x)
     _check_source("evaluate", config.evaluate)
+    _check_directions(config)
     if config.method != "align":
         return
     source = config.delta_x
@@ -238,6 +268,7 @@ def _check_estimates(config: ConfigDict) -> None:
 
 def _check_evaluate(config: ConfigDict) -> None:
     _check_source("evaluate", config.evaluate)
+    _check_directions(config)
     if not config.classifier:
         raise ValueError(
             "config.classifier is not given: it is the directory of a finished classifier run or of imported weights"

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from gradalign_jax import alignment, data, memory, models, parallel
 from gradalign_jax.attacks import pgd
 from gradalign_jax.data import pipeline
+from gradalign_jax.evaluation import directions as further
 from gradalign_jax.evaluation import results, schedule, suite
-from gradalign_jax.evaluation.options import CW, PGD, Attacks, Square, Suite
+from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square, Suite
 from gradalign_jax.evaluation.programs import Evaluation, build
-from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.experiment import artifacts, batches, directions
 from gradalign_jax.storage import pictures
 from gradalign_jax.storage.atomic import write_atomically
 from gradalign_jax.storage.workdir import Workdir
@@ -158,7 +159,8 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
       by_class: also write images.csv, with the distances and alignments of every class.
 
     Returns:
-      `results.summarize`, a description of the Δx as `delta_x`, and the numbers of a configured suite as `suite`.
+      `results.summarize`, a description of the Δx as `delta_x`, and the numbers of a configured suite as `suite`, of
+      configured gradients as `directions`.
     """
     config = subject.config
     split = head(subject.split("test"), config.evaluate.images)
@@ -180,8 +182,12 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
         wrong = values["clean", None]["predicted"] != split.label
         result["suite"] = _measure_suite(subject, split, copies, wrong, block, remember)
         result["warnings"] += result["suite"].pop("warnings")
+    chosen = directions.load(config, subject.dataset, split, measuring)
+    if chosen:
+        target = values["alignment", None]["target"]
+        result["directions"] = further.measure(evaluation, copies, split, target, chosen, remember)
     with pictures.optional():
-        draw(subject, variables, split, result["curves"], workdir)
+        draw(subject, variables, split, result["curves"], workdir, chosen)
     return result
 
 
@@ -216,7 +222,14 @@ def _recorded_block(subject: Subject, workdir: Workdir) -> tuple[int, Any]:
     return value("block", None, 0, lambda: subject.block), value
 
 
-def draw(subject: Subject, variables: Any, split: data.Split, curves: dict[str, Any], workdir: Workdir) -> None:
+def draw(
+    subject: Subject,
+    variables: Any,
+    split: data.Split,
+    curves: dict[str, Any],
+    workdir: Workdir,
+    chosen: Directions | None = None,
+) -> None:
     """Draw the error over ε, and ∇ℓ(x) of a few images of the split; keep the arrays for the report."""
     pictures.draw_curves(workdir.path / "curves.png", curves)
     measuring, classes = subject.measuring, len(np.unique(split.label))
@@ -235,4 +248,7 @@ def draw(subject: Subject, variables: Any, split: data.Split, curves: dict[str, 
     pictures.draw_gradients(workdir.path / "gradients.png", batch.image, gradient, delta_x)
     arrays = {"image": batch.image, "label": batch.label, "target": target, "gradient": gradient}
     arrays |= {} if delta_x is None else {"delta_x": delta_x}
+    if chosen:
+        keys = jax.vmap(lambda place: jax.random.fold_in(subject.stream(Stream.TEST), place))(jnp.asarray(few))
+        arrays |= directions.draw(workdir.path, subject.classifier, variables, chosen, batch, target, keys)
     pictures.write_arrays(workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX

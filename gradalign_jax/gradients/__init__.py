@@ -11,8 +11,10 @@ such a `make`, whose options have defaults; each image of the batch must be trea
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
-from gradalign_jax.types import Gradient
+if TYPE_CHECKING:  # the config's checks read the names before JAX is imported
+    from gradalign_jax.types import Gradient
 
 
 def names() -> list[str]:
@@ -20,7 +22,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def create(name: str) -> Gradient:
+def create(name: str) -> "Gradient":
     """Build the gradient of this name with its default options.
 
     Raises:

@@ -20,6 +20,7 @@ WITHOUT_EFFECT = {
     *("gan.sample_every", "gan.sample_columns", "gan.check_images", "gan.classifier"),
     "evaluate.cw_images",  # the number of points in Figure 7
     *(f"evaluate.{key}" for key in ("suite", "norm", "suite_steps", "suite_queries")),  # attacks besides the paper's
+    *(f"evaluate.{key}" for key in ("gradients", "estimators", "measures")),  # directions besides the paper's
 }
 # Keys whose differences are described in words of their own; all others read "KEY ours, not the paper's".
 DESCRIBED = {

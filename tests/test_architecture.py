@@ -52,7 +52,9 @@ def test_imports_point_down(file):
                 assert RANK.get(rest[0], 0) < max(RANK.get(part, 0), 1), f"{name} imports {module}"
 
 
-@pytest.mark.parametrize("part", ["attacks", "deltax", "gradients", "measures", "alignment", "ops", "models", "training", "report"])
+@pytest.mark.parametrize(
+    "part", ["attacks", "deltax", "gradients", "measures", "alignment", "ops", "models", "training", "report"]
+)
 def test_kernels_know_no_configs_and_the_report_no_jax(part):
     forbidden = {"jax", "flax"} if part == "report" else {"ml_collections", "absl.flags"}
     for file in (file for file in FILES if part_of(file) == part):

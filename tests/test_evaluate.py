@@ -177,7 +177,10 @@ def test_without_gradients_nothing_is_added(trained):
     [
         ({"evaluate.gradients": ("saliency",)}, "must be a tuple of some of integrated, plain, smoothgrad, each once"),
         ({"evaluate.measures": ("etmann",)}, "config.evaluate.measures=('etmann',) needs config.evaluate.gradients"),
-        ({"evaluate.gradients": ("plain",), "evaluate.measures": ("noise",)}, "'noise' needs config.evaluate.store=DIR"),
+        (
+            {"evaluate.gradients": ("plain",), "evaluate.measures": ("noise",)},
+            "'noise' needs config.evaluate.store=DIR",
+        ),
         (
             {"evaluate.gradients": ("plain",), "evaluate.estimators": ("vrgan",)},
             "'vrgan' needs config.evaluate.generator=DIR",

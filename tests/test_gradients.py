@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import linalg
 
+from generators import lively
 from gradalign_jax import gradients
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.gradients import integrated, plain, smoothgrad
 from gradalign_jax.measures import etmann, noise, removal, tangent
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import platform
-from generators import lively
 
 KEY = jax.random.key(0)
 SHAPE, CLASSES = (4, 4, 2), 3
@@ -53,7 +53,7 @@ def test_plain_equals_finite_differences():
     with jax.enable_x64(True):
         image = image.astype(jnp.float64)
         found = plain.make()(logits_fn, None, image, label, target)
-        loss = jax.jit(lambda x: (logits_fn(x)[0, target[0]] - logits_fn(x)[0, label[0]]))
+        loss = jax.jit(lambda x: logits_fn(x)[0, target[0]] - logits_fn(x)[0, label[0]])
         for place in np.ndindex(SHAPE):
             step = jnp.zeros_like(image).at[(0, *place)].set(1e-5)
             np.testing.assert_allclose(found[0][place], (loss(image + step) - loss(image - step)) / 2e-5, atol=1e-8)
@@ -100,8 +100,8 @@ def test_etmanns_alignment_equals_a_loop_and_alpha_x_times_the_norm():
     gradient = etmann.predicted_gradient(logits_fn, image)
     found = etmann.alignment(image, gradient)
     for x, value in zip(image, found, strict=True):
-        logits = logits_fn(x[None])[0]
-        g = np.asarray(jax.grad(lambda x, m=int(logits.argmax()): logits_fn(x[None])[0, m])(x), np.float64).ravel()
+        m = int(logits_fn(x[None])[0].argmax())
+        g = np.asarray(jax.grad(lambda x, m=m: logits_fn(x[None])[0, m])(x), np.float64).ravel()
         np.testing.assert_allclose(value, abs(g @ np.asarray(x).ravel()) / np.sqrt(g @ g), rtol=1e-4)
     norm = jnp.linalg.norm(image.reshape(5, -1), axis=-1)
     np.testing.assert_allclose(found, norm * jnp.abs(cosine_similarity(image, gradient)), rtol=1e-4)

@@ -98,10 +98,10 @@ def evaluate(
     Returns:
       JSON values: `accuracy`, `accuracy_by_class`, `epsilon_half`, `curves` and, for each image, `smallest_epsilon` by
       attack; `alpha_delta_x`, `alpha_x` and its variants, `linearity` (Figure 7's pairs), `theory` (how far the paper's
-      assumptions and bounds hold), `warnings` (plain words), `classes`, `images`. None where nothing was measured. With
-      `directions`, the numbers of `evaluation.directions.summarize` under that name. With a suite, `curves` has `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`,
-      `square_NORM` (only `apgd_t_NORM` for "malt"), each the error after that attack and the ones before it, and
-      `worst_NORM`; `fooled_by` names the attack, for each ε and image.
+      assumptions and bounds hold), `warnings` (plain words), `classes`, `images`. None where nothing was measured.
+      With `directions`, also `directions` (`evaluation.directions.summarize`). With a suite, `curves` has
+      `apgd_ce_NORM`, `apgd_t_NORM`, `fab_t_NORM`, `square_NORM` (only `apgd_t_NORM` for "malt"), each the error after
+      that attack and the ones before it, and `worst_NORM`; `fooled_by` names the attack, for each ε and image.
 
     Raises:
       ValueError: with one line on the fault in images (NaN, another range), labels, ε, an attack's settings,

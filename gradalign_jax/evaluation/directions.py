@@ -70,7 +70,9 @@ def of_images(
     if "noise" in chosen:
         root = math.sqrt(math.prod(image.shape[1:]))
         changes = [noise.change(logits_fn, keys, image, basis, radius * root) for radius in RADII]
-        found |= {f"noise/{where}": jnp.stack(parts, -1) for where, parts in zip(("on", "off"), zip(*changes))}
+        found |= {
+            f"noise/{where}": jnp.stack([pair[i] for pair in changes], -1) for i, where in enumerate(("on", "off"))
+        }
     return found
 
 

@@ -217,7 +217,9 @@ def _check_directions(config: ConfigDict) -> None:
             raise ValueError(f"config.evaluate.{key}={section[key]!r} needs config.evaluate.gradients: give some")
     for kind, makes in (("generator", "vrgan"), ("store", "projection")):
         if makes in section.estimators and not section[kind]:
-            raise ValueError(f"config.evaluate.estimators: {makes!r} needs config.evaluate.{kind}=DIR of a finished run")
+            raise ValueError(
+                f"config.evaluate.estimators: {makes!r} needs config.evaluate.{kind}=DIR of a finished run"
+            )
     for name in ("tangent", "noise"):
         if name in section.measures and not section.store:
             raise ValueError(f"config.evaluate.measures: {name!r} needs config.evaluate.store=DIR of a project run")
@@ -235,7 +237,7 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
     for key, names in (("delta_x", (measuring.delta_x,)), ("estimators", measuring.get("estimators", ()))):
         if estimator not in ("", "exact") and estimator in names and not measuring.same_generator:
             raise ValueError(
-                f"config.evaluate.{key}={measuring[key]!r} is the estimator that training used: alignment with it would "
+                f"config.evaluate.{key}={measuring[key]!r}: training used this estimator, and alignment with it would "
                 "measure how well training fitted it; give another one, or config.evaluate.same_generator=True"
             )
     for kind in ("generator", "store"):

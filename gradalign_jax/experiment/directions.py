@@ -15,9 +15,7 @@ from gradalign_jax.storage import pictures
 from gradalign_jax.types import Array, Batch, Classifier, DeltaX, Estimate, Variables
 
 
-def load(
-    config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring: Estimate | None
-) -> Directions | None:
+def load(config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring: Estimate | None) -> Directions | None:
     """Load what `config.evaluate` names, None where it names no gradient.
 
     Args:

@@ -15,9 +15,7 @@ from gradalign_jax.measures import tangent
 from gradalign_jax.types import Array, LogitsFn
 
 
-def change(
-    logits_fn: LogitsFn, key: Array, image: Array, basis: Array, radius: float | Array
-) -> tuple[Array, Array]:
+def change(logits_fn: LogitsFn, key: Array, image: Array, basis: Array, radius: float | Array) -> tuple[Array, Array]:
     """Return the changes `[B]`, 0 to 2, by noise in the tangent space and orthogonal to it, one sample each.
 
     Args:

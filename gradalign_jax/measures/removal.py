@@ -1,8 +1,8 @@
 """Images without the pixels that a gradient ranks highest.
 
 A classifier's accuracy on them tells whether the gradient finds the pixels that it uses. ROAR (Hooker et al. 2019)
-retrains the classifier on such images; here it is not retrained, so part of the loss of accuracy is due to images unlike
-those of training. Compare with random pixels.
+retrains the classifier on such images. Here it is not retrained, so part of the loss of accuracy comes from images
+unlike those of training: compare with random pixels.
 """
 
 import jax.numpy as jnp

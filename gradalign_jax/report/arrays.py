@@ -1,8 +1,9 @@
 """Arrays that runs leave beside result.json: pictures.npz and images.csv.
 
 A classifier's pictures.npz holds `image`, `label`, `target` (c̃), `gradient` and, where one measured it, `delta_x`,
-`[N, ...]` each. A vrgan run's holds `image`, `label`, `estimate` (Δ̂x) and, where it is exact, `delta_x`. A project
-run's holds `image`, `label`, `projected` (x̂′ of every class, `[N, K, ...]`) and, where it is exact, `delta_x`.
+`[N, ...]` each; where several gradients were measured, also `gradient_NAME` and `delta_x_NAME`. A vrgan run's holds
+`image`, `label`, `estimate` (Δ̂x) and, where it is exact, `delta_x`. A project run's holds `image`, `label`, `projected`
+(x̂′ of every class, `[N, K, ...]`) and, where it is exact, `delta_x`.
 """
 
 import csv
@@ -41,7 +42,8 @@ def read_pictures(folder: Path, needed: Iterable[str] = ()) -> dict[str, np.ndar
         if array.dtype.kind not in "fiu":
             return None
         shape = array.shape[:1] + array.shape[2:] if name in _BY_CLASS else array.shape
-        if name in ("gradient", "delta_x", "estimate", *_BY_CLASS) and shape != image.shape:
+        vector = name in ("gradient", "delta_x", "estimate", *_BY_CLASS) or name.startswith(("gradient_", "delta_x_"))
+        if vector and shape != image.shape:
             return None
         if name in ("label", "target") and (array.dtype.kind == "f" or array.shape != label.shape):
             return None

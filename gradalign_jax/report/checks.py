@@ -67,7 +67,7 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "linearity": ("not a table", lambda value: isinstance(value, Mapping)),
     "theory": ("not a table of numbers", _NUMBERS_BY_NAME),
     "accuracy_by_class": ("not a table of numbers by class", lambda v: _NUMBERS_BY_NAME(v) and all(map(_is_class, v))),
-    "suite": ("not a table", lambda value: isinstance(value, Mapping)),
+    **dict.fromkeys(("suite", "directions"), ("not a table", lambda value: isinstance(value, Mapping))),
 }
 _SUITE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("not a string", _is_text),
@@ -76,6 +76,13 @@ _SUITE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "epsilon_half": ("not a table of numbers", _NUMBERS_BY_NAME),
     "smallest_epsilon": ("not a table of lists of numbers", _table_of(_list_of(_MAYBE_NUMBER))),
     "fooled_by": ("not a list of lists of names", _list_of(_list_of(_or_null(_is_text)))),
+}
+_NUMBERS = _list_of(_MAYBE_NUMBER)
+_DIRECTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "alignment": ("not a table of tables of numbers", _table_of(_NUMBERS_BY_NAME)),
+    **dict.fromkeys(("etmann", "tangent_share"), ("not a table of numbers", _NUMBERS_BY_NAME)),
+    **dict.fromkeys(("removal", "noise"), ("not a table of lists of numbers", _table_of(_NUMBERS))),
+    **dict.fromkeys(("removed", "radii"), ("not a list of numbers", _list_of(_is_number))),
 }
 _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("attack.epsilon", "attack.step_size"), ("not a number", _is_number)),
@@ -125,6 +132,17 @@ def check(result: Any) -> None:
         if not _or_null(_list_of(_MAYBE_NUMBER))((result.get("linearity") or {}).get(name)):
             raise ValueError(f"linearity.{name} is not a list of numbers")
     _check_suite(result.get("suite") or {})
+    _check_directions(result.get("directions") or {})
+
+
+def _check_directions(directions: Mapping[str, Any]) -> None:
+    for key, (problem, accepts) in _DIRECTIONS.items():
+        if not _or_null(accepts)(directions.get(key)):
+            raise ValueError(f"directions.{key} is {problem}")
+    for table, points in (("removal", "removed"), ("noise", "radii")):
+        for name, values in (directions.get(table) or {}).items():
+            if len(values) != len(directions.get(points) or ()):
+                raise ValueError(f"directions.{table}.{name} has {len(values)} values, another number than {points}")
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:

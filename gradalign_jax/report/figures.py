@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from gradalign_jax.report import figures_curves, figures_geometry, figures_images, page, style
+from gradalign_jax.report import figures_curves, figures_directions, figures_geometry, figures_images, page, style
 from gradalign_jax.report.page import Drawing
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.runs import Run
@@ -16,6 +16,7 @@ FIGURES = (
     *figures_geometry.FIGURES_1_TO_3,
     *figures_images.FIGURES_4_TO_6,
     figures_curves.FIGURE_7,
+    figures_directions.DIRECTIONS,
     *figures_images.FIGURES_S1_TO_S6,
     figures_curves.FIGURE_S7,
     figures_curves.FIGURE_S8,

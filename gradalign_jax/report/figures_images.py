@@ -24,7 +24,7 @@ def _as_image(values: np.ndarray) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _show(axis: plt.Axes, values: np.ndarray, is_difference: bool, row: int, column: int) -> None:
+def show(axis: plt.Axes, values: np.ndarray, is_difference: bool, row: int, column: int) -> None:
     """Draw an image of [-1, 1], or a signed vector scaled to its own largest value, into one cell of the axes."""
     signed = is_difference or np.ndim(values) == 1
     values = _as_image(np.asarray(values, np.float32))
@@ -54,7 +54,7 @@ def _grid(lines: Sequence[Sequence[Cell]], titles: Sequence[str], names: Sequenc
     for i, line in enumerate(lines):
         for j, (image, is_difference, title) in enumerate(line):
             if image is not None:
-                _show(axis, image, is_difference, i * (1 + space), j)
+                show(axis, image, is_difference, i * (1 + space), j)
                 axis.text(j, i * (1 + space) - 0.49, as_mathtext(title), ha="center", va="bottom", fontsize=7)
     rows = [i * (1 + space) for i in range(len(names))]
     axis.set(xlim=(-0.5, columns - 0.5), ylim=(len(lines) * (1 + space) - 0.5 - space, -0.5 - space), aspect="equal")

@@ -17,7 +17,6 @@ from gradalign_jax.paper import METHODS
 from gradalign_jax.training import all_targets
 from gradalign_jax.types import Array, Attack, Batch, Classifier, DeltaX, Step, Variables
 
-
 TARGETS = ("closest", "all")  # classes whose Δx align rewards
 
 

@@ -16,7 +16,8 @@ from gradalign_jax.report.style import Figure, Inputs, Palette
 from gradalign_jax.report.tables_directions import measured, ordered
 from gradalign_jax.report.text import as_mathtext
 
-_INCHES, _CELL, _GAP = 0.95, 0.47, 0.75  # of a cell; half of its side, and the space above a matrix, in cells
+# Inches of a cell; in cells: half of a picture's side, from row to row, and the space above a matrix.
+_INCHES, _CELL, _ROW, _GAP = 0.95, 0.47, 1.16, 0.75
 
 
 def draw(inputs: Inputs, palette: Palette):
@@ -26,7 +27,7 @@ def draw(inputs: Inputs, palette: Palette):
         return None
     shapes = [[_shape(member) for member in line] for line in lines]
     width = max(sum(columns + _GAP for _, columns in line) for line in shapes)
-    height = sum(max(rows for rows, _ in line) + _GAP for line in shapes)
+    height = sum(_ROW * max(rows for rows, _ in line) + _GAP for line in shapes)
     figure, axis = plt.subplots(figsize=(_INCHES * width + 0.6, _INCHES * height), layout="constrained")
     top = _GAP
     for line, sizes in zip(lines, shapes, strict=True):
@@ -34,7 +35,7 @@ def draw(inputs: Inputs, palette: Palette):
         for member, (_, columns) in zip(line, sizes, strict=True):
             _draw_matrix(axis, member, left, top, palette)
             left += columns + _GAP
-        top += max(rows for rows, _ in sizes) + _GAP
+        top += _ROW * max(rows for rows, _ in sizes) + _GAP
     axis.set(xlim=(-_GAP, width - 0.5), ylim=(height - _GAP / 2, -0.2), aspect="equal")
     axis.set_axis_off()
     return figure
@@ -75,9 +76,9 @@ def _draw_matrix(axis: plt.Axes, member: Classifier, left: float, top: float, pa
     for j, name in enumerate(_names(member), 1):
         _draw_picture(axis, arrays.get(f"delta_x_{name}"), True, f"Δx, {name}", left + j, top)
     for i, (gradient, row) in enumerate(_table(member).items(), 1):
-        _draw_picture(axis, arrays.get(f"gradient_{gradient}"), True, f"∇, {gradient}", left, top + i)
+        _draw_picture(axis, arrays.get(f"gradient_{gradient}"), True, f"∇, {gradient}", left, top + _ROW * i)
         for j, name in enumerate(_names(member), 1):
-            _draw_number(axis, row.get(name), left + j, top + i)
+            _draw_number(axis, row.get(name), left + j, top + _ROW * i)
 
 
 def _draw_picture(
@@ -94,9 +95,7 @@ def _draw_number(axis: plt.Axes, alpha: float | None, left: float, top: float) -
     if alpha is None:
         return
     color = plt.get_cmap("RdBu_r")((1 + alpha) / 2)
-    axis.add_patch(
-        Rectangle((left - _CELL + 0.06, top - _CELL + 0.06), 2 * _CELL - 0.12, 2 * _CELL - 0.12, color=color)
-    )
+    axis.add_patch(Rectangle((left - _CELL, top - _CELL), 2 * _CELL, 2 * _CELL, color=color))
     ink = "white" if abs(alpha) > 0.6 else "#22262b"
     axis.text(left, top, f"{alpha:.3f}".replace("0.", "."), ha="center", va="center", fontsize=9, color=ink)
 

@@ -23,8 +23,8 @@ _LEGEND = (
     "images. Plain: at the image; smoothgrad: mean over noisy images; integrated: mean over the line from 0 to the "
     "image. ᾱ: mean cosine with each Δx. |⟨x, g⟩| / |g|: the alignment of Etmann et al., who take the gradient of the "
     "predicted class's logit, the row “predicted”. In the tangent space: mean share of |g|² in the tangent space of a "
-    "generator's images at the projection of x; the row “random” has the share of a random vector. Accuracy without the "
-    "pixels of largest |g|, which become the mean pixel: the classifier is not retrained, so compare with random "
+    "generator's images at the projection of x; the row “random” has the share of a random vector. Accuracy without "
+    "the pixels of largest |g|, which become the mean pixel: the classifier is not retrained, so compare with random "
     "pixels. Noise: mean change of the prediction (L1 of the softmax) by the longest Gaussian noise that was measured, "
     "in the tangent space and orthogonal to it."
 )

@@ -21,10 +21,10 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout, too
 
 from gradalign_jax.ops import precision
-from launch.bench import accelerator, classifiers, gan, interleaved, machine, projection, rows, vrgan
+from launch.bench import accelerator, classifiers, gan, interleaved, machine, projection, rows, tangent, vrgan
 from launch.bench.peers import torch
 
-ITEMS = [*classifiers.ITEMS, *projection.ITEMS, *vrgan.ITEMS, *gan.ITEMS]
+ITEMS = [*classifiers.ITEMS, *projection.ITEMS, *tangent.ITEMS, *vrgan.ITEMS, *gan.ITEMS]
 
 
 def main() -> None:
@@ -66,6 +66,8 @@ def build(name: str, arguments: argparse.Namespace) -> interleaved.Item:
         return vrgan.build(name)
     if name in projection.ITEMS:
         return projection.build(name)
+    if name in tangent.ITEMS:
+        return tangent.build()
     steps = arguments.cifar_attack_steps if name == "cifar_pgd" else 40
     return classifiers.build(name, steps, arguments.attack_precision)
 

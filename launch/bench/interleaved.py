@@ -13,8 +13,8 @@ GAP = 0.1  # seconds between turns, until the other framework's threads have sto
 COLUMNS = ("item", "ours", "authors' way", "lean PyTorch", "authors / ours", "lean / ours")
 COLUMNS += ("compile s", "of matmul rate", "agreement")
 HEADER = f"""
-Milliseconds a step (of a projection: for one image and class), medians. Ratios are medians over rounds, above 1 where
-ours is faster.
+Milliseconds a step (of a projection: for one image and class; of a share: for one image), medians. Ratios are medians
+over rounds, above 1 where ours is faster.
 
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|"""
@@ -29,7 +29,8 @@ class Item(NamedTuple):
       compile_seconds: time to trace and compile ours.
       agreement: differences between our results and PyTorch's.
       flops: operations of one part of a step.
-      parts: number of parts that a step's time is divided by; a part is one pair and step of a projection.
+      parts: number of parts that a step's time is divided by; a part is one pair and step of a projection, or
+        one image of a share.
       steps: steps of ours in one call.
     """
 

@@ -36,7 +36,7 @@ BATCH, STEPS, CLASSES, CHANNELS = 16, 2, 10, 3
 FLOPS = 2 * 2.349e9  # of a pair and step: forward, and the same for the gradient of z
 
 
-def variables(width: int = 256) -> tuple[biggan.Generator, Any]:
+def variables(width: int = 256, channels: int = CHANNELS) -> tuple[biggan.Generator, Any]:
     """Return a generator, by default of CIFAR-10's size, with plausible statistics of a trained one."""
     rng = np.random.default_rng(0)
     drawn = {"mean": lambda shape: rng.normal(0, 0.2, shape), "var": lambda shape: rng.uniform(0.5, 1.5, shape)}
@@ -44,7 +44,7 @@ def variables(width: int = 256) -> tuple[biggan.Generator, Any]:
     def statistics(path, leaf):
         return drawn[path[-1].key](leaf.shape).astype(np.float32)
 
-    generator = biggan.create_generator(CLASSES, CHANNELS, width)
+    generator = biggan.create_generator(CLASSES, channels, width)
     values = bench_program.draw(generator.init)
     return generator, {**values, "batch_stats": jax.tree_util.tree_map_with_path(statistics, values["batch_stats"])}
 

@@ -24,6 +24,14 @@ from made_up_runs import GRID, classifier, found_in, series, suite, write
 
 ROOT = Path(__file__).resolve().parents[1]
 THEORY = {"condition": 0.9, "lemma_1": 0.8, "lemma_1_pgd": 0.7, "lower_bound": 0.05, "upper_bound": 0.2}
+DIRECTIONS = {
+    "alignment": {"plain": {"exact": 0.4, "nearest": None}, "smoothgrad": {"exact": 0.5, "nearest": -0.1}},
+    "etmann": {"plain": 1.5, "predicted": 1.25},
+    "tangent_share": {"plain": 0.3, "smoothgrad": 0.6, "random": 0.1},
+    "removal": {"plain": [0.9, 0.5], "random": [1.0, 0.75]},
+    "noise": {"on": [0.1, 0.2], "off": [0.01, 0.02]},
+    **{"removed": [0.1, 0.3], "radii": [0.05, 0.1]},
+}
 SUITE = suite({"apgd_ce": [0.0, 0.5, 1.0], "square": [0.0, 0.6, 1.0]}, 0.09)
 
 
@@ -63,10 +71,11 @@ def whole(tmp_path_factory):
     series(root / "s")
     for method in paper.METHODS:
         linearity = {"approximated": [*random.uniform(-1, 1, 9), None], "carlini_wagner": [*random.uniform(0, 1, 10)]}
-        more = {"theory": THEORY, "suite": SUITE}
+        more = {"theory": THEORY, "suite": SUITE, "directions": DIRECTIONS}
         run = classifier(root / method, "mnist35", method, notes=["<b>careful</b>"], linearity=linearity, **more)
         image = random.uniform(-1, 1, (4, 6, 6, 1))
-        pictures(run, image=image, label=[0, 0, 1, 1], target=[1, 1, 0, 0], gradient=image)
+        further = dict.fromkeys(("gradient_plain", "gradient_smoothgrad", "delta_x_exact"), image)
+        pictures(run, image=image, label=[0, 0, 1, 1], target=[1, 1, 0, 0], gradient=image, **further)
         (run / "command.txt").write_text("python -m gradalign_jax.main --config=x\n")
     for dataset in ("spheres", "squares", "mnist35", "copd"):
         shape = (4, 500) if dataset == "spheres" else (4, 6, 6, 1)
@@ -108,13 +117,18 @@ def test_the_page_stands_alone_and_holds_every_figure(whole):
         local = address.startswith(("#", "data:image/png;base64,")) or (whole / "out" / address).exists()
         assert local, address[:80]
     assert not re.search(r"https?:|@import|url\(", page)
-    names = ["overview", *(f"figure{i}" for i in range(1, 8)), *(f"figureS{i}" for i in range(1, 9))]
+    names = [
+        "overview",
+        "directions_matrix",
+        *(f"figure{i}" for i in range(1, 8)),
+        *(f"figureS{i}" for i in range(1, 9)),
+    ]
     for name in names:
         section = page[page.index(f'<section id="{name}">') :].partition("</section>")[0]
         assert section.count("data:image/png;base64,") == 2, name
         assert (whole / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (whole / "out" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    for name in ("table1", "table2", "table3", "theory", "suites", "tableS1", "tableS2"):
+    for name in ("table1", "table2", "table3", "theory", "suites", "directions", "tableS1", "tableS2"):
         assert f'<section id="{name}">' in page
 
 
@@ -215,7 +229,7 @@ def complete_results():
         **{"accuracy": 0.9, "epsilon_half": {"pgd_linf": 0.1, "pgd_l2": 0.2, "square_linf": 0.3}, "alpha_x": 0.2},
         **{"alpha_delta_x": 0.3, "curves": {"pgd_linf": curve, "square_linf": {**curve, "queries": 50}}},
         "linearity": {"approximated": [0.1, -0.2], "carlini_wagner": [0.1, None]},
-        **{"theory": THEORY, "suite": SUITE, "accuracy_by_class": {"0": 0.8, "1": 1.0}},
+        **{"theory": THEORY, "suite": SUITE, "directions": DIRECTIONS, "accuracy_by_class": {"0": 0.8, "1": 1.0}},
         **{"seconds": 3.0, "devices": ["cpu"], "versions": {"jax": "1"}, "notes": ["a"], "warnings": ["b"]},
     }
     config = {

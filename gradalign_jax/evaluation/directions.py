@@ -47,33 +47,41 @@ def of_images(
     vectors = {name: f(image, label, target, batch.index) for name, f in directions.delta_x.items()}
     basis = space(label, batch.index) if space and {"tangent", "noise"} & set(chosen) else None
 
-    def kept(gradient: Array) -> Array:
-        """Return for each share whether images without their highest pixels are classified correctly, `[B, S]`."""
-        right = [predicted(logits_fn(removal.remove(image, gradient, share, fill))) == label for share in REMOVED]
-        return jnp.stack(right, axis=-1)
-
-    for name, gradient in directions.functions.items():
-        g = gradient(logits_fn, keys, image, label, target)
+    gradients = {name: f(logits_fn, keys, image, label, target) for name, f in directions.functions.items()}
+    for name, g in gradients.items():
         found |= {f"alignment/{name}/{other}": cosine_similarity(vector, g) for other, vector in vectors.items()}
         if "etmann" in chosen:
             found[f"etmann/{name}"] = etmann.alignment(image, g)
         if "tangent" in chosen:
             found[f"tangent_share/{name}"] = tangent.share(basis, g)
-        if "removal" in chosen:
-            found[f"removal/{name}"] = kept(g)
     if "etmann" in chosen:
         found["etmann/predicted"] = etmann.alignment(image, etmann.predicted_gradient(logits_fn, image))
     if "removal" in chosen:
-        found["removal/random"] = kept(jax.vmap(lambda k: jax.random.uniform(k, image.shape[1:]))(keys))
+        order = jax.vmap(lambda k: jax.random.uniform(k, image.shape[1:]))(keys)
+        found |= _right_without(logits_fn, image, label, fill, gradients | {"random": order})
     if "tangent" in chosen:
         found["tangent_share/random"] = jnp.sum(basis**2, axis=(1, 2)) / math.prod(image.shape[1:])
     if "noise" in chosen:
         root = math.sqrt(math.prod(image.shape[1:]))
-        changes = [noise.change(logits_fn, keys, image, basis, radius * root) for radius in RADII]
-        found |= {
-            f"noise/{where}": jnp.stack([pair[i] for pair in changes], -1) for i, where in enumerate(("on", "off"))
-        }
+        change = partial(noise.change, logits_fn, keys, image, basis)
+        found["noise/on"], found["noise/off"] = (part.T for part in jax.lax.map(change, root * jnp.asarray(RADII)))
     return found
+
+
+def _right_without(
+    logits_fn: LogitsFn, image: Array, label: Array, fill: Array, rankings: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return whether images are classified correctly without each share of the pixels, `[B, S]` for each ranking.
+
+    One loop makes all of it: the classifier is compiled once.
+    """
+
+    def right(ranking: Array, share: Array) -> Array:
+        return predicted(logits_fn(removal.remove(image, ranking, share, fill))) == label
+
+    shares, stacked = jnp.asarray(REMOVED, image.dtype), jnp.stack(list(rankings.values()))
+    found = jax.lax.map(lambda ranking: jax.lax.map(partial(right, ranking), shares), stacked)  # [rankings, S, B]
+    return {f"removal/{name}": rows.T for name, rows in zip(rankings, found, strict=True)}
 
 
 def measure(

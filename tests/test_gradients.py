@@ -94,6 +94,11 @@ def test_smoothgrad_refuses_bad_options(options):
         smoothgrad.make(**options)
 
 
+def test_smoothgrad_without_a_key_is_refused():
+    with pytest.raises(ValueError, match="needs a random key"):
+        smoothgrad.make()(lambda x: x, None, jnp.ones((1, 2)), jnp.array([0]), jnp.array([1]))
+
+
 def test_etmanns_alignment_equals_a_loop_and_alpha_x_times_the_norm():
     rng = np.random.default_rng(5)
     logits_fn, (image, _, _) = network(rng), batch(rng)

@@ -28,7 +28,7 @@ _BLOCKS = 4  # per point
 
 
 def of_images(
-    logits_fn: LogitsFn, directions: Directions, batch: Batch, keys: Array, target: Array, fill: Array
+    logits_fn: LogitsFn, directions: Directions, batch: Batch, keys: Array, target: Array, fill: Array | np.ndarray
 ) -> dict[str, Array]:
     """Return every measure of a block of images, `[B]` or `[B, ...]` by name.
 
@@ -42,34 +42,34 @@ def of_images(
       target: c̃, int `[B]`.
       fill: what removed pixels become, as in `measures.removal`.
     """
-    image, label, found = batch.image, batch.label, {}
+    image, label = batch.image, batch.label
+    found: dict[str, Array] = {}
     chosen, space = directions.measures, directions.tangent_space
     vectors = {name: f(image, label, target, batch.index) for name, f in directions.delta_x.items()}
-    basis = space(label, batch.index) if space and {"tangent", "noise"} & set(chosen) else None
 
     gradients = {name: f(logits_fn, keys, image, label, target) for name, f in directions.functions.items()}
     for name, g in gradients.items():
         found |= {f"alignment/{name}/{other}": cosine_similarity(vector, g) for other, vector in vectors.items()}
         if "etmann" in chosen:
             found[f"etmann/{name}"] = etmann.alignment(image, g)
-        if "tangent" in chosen:
-            found[f"tangent_share/{name}"] = tangent.share(basis, g)
     if "etmann" in chosen:
         found["etmann/predicted"] = etmann.alignment(image, etmann.predicted_gradient(logits_fn, image))
     if "removal" in chosen:
         order = jax.vmap(lambda k: jax.random.uniform(k, image.shape[1:]))(keys)
         found |= _right_without(logits_fn, image, label, fill, gradients | {"random": order})
-    if "tangent" in chosen:
-        found["tangent_share/random"] = jnp.sum(basis**2, axis=(1, 2)) / math.prod(image.shape[1:])
-    if "noise" in chosen:
-        root = math.sqrt(math.prod(image.shape[1:]))
-        change = partial(noise.change, logits_fn, keys, image, basis)
-        found["noise/on"], found["noise/off"] = (part.T for part in jax.lax.map(change, root * jnp.asarray(RADII)))
+    if space is not None and {"tangent", "noise"} & set(chosen):
+        basis, size = space(label, batch.index), math.prod(image.shape[1:])
+        if "tangent" in chosen:
+            found |= {f"tangent_share/{name}": tangent.share(basis, g) for name, g in gradients.items()}
+            found["tangent_share/random"] = jnp.sum(basis**2, axis=(1, 2)) / size
+        if "noise" in chosen:
+            change, radii = partial(noise.change, logits_fn, keys, image, basis), math.sqrt(size) * jnp.asarray(RADII)
+            found["noise/on"], found["noise/off"] = (part.T for part in jax.lax.map(change, radii))
     return found
 
 
 def _right_without(
-    logits_fn: LogitsFn, image: Array, label: Array, fill: Array, rankings: Mapping[str, Array]
+    logits_fn: LogitsFn, image: Array, label: Array, fill: Array | np.ndarray, rankings: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Return whether images are classified correctly without each share of the pixels, `[B, S]` for each ranking.
 
@@ -127,7 +127,7 @@ def mean_pixel(image: np.ndarray) -> np.ndarray:
     """Return the mean over images and pixels, in model units: one value per channel `[C]`, or `[]` for `[N, n]`."""
     axes = None if image.ndim == 2 else tuple(range(image.ndim - 1))
     mean = np.mean(image, axis=axes, dtype=np.float64)
-    return np.float32((2 * mean - 255) / 255 if image.dtype == np.uint8 else mean)
+    return np.asarray((2 * mean - 255) / 255 if image.dtype == np.uint8 else mean, np.float32)
 
 
 def summarize(values: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -24,13 +24,15 @@ def make(samples: int = 50, noise: float = 0.15) -> Gradient:
       noise: standard deviation as a share of each image's range; the authors recommend .1 to .2.
 
     Raises:
-      ValueError: if `samples` is below 1 or `noise` is negative.
+      ValueError: if `samples` is below 1 or `noise` is negative; from the gradient, if it gets no key.
     """
     if samples < 1 or noise < 0:
         raise ValueError(f"samples must be >= 1 and noise >= 0, got samples={samples}, noise={noise}")
     at = plain.make()
 
-    def gradient(logits_fn: LogitsFn, key: Array, image: Array, label: Array, target: Array) -> Array:
+    def gradient(logits_fn: LogitsFn, key: Array | None, image: Array, label: Array, target: Array) -> Array:
+        if key is None:
+            raise ValueError("smoothgrad needs a random key: give one, or one per image")
         keys = image_keys(key, len(image))
         axes = tuple(range(1, image.ndim))
         sigma = noise * (image.max(axes, keepdims=True) - image.min(axes, keepdims=True))

@@ -6,11 +6,12 @@ unlike those of training: compare with random pixels.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from gradalign_jax.types import Array
 
 
-def remove(image: Array, gradient: Array, share: float | Array, fill: float | Array) -> Array:
+def remove(image: Array, gradient: Array, share: float | Array, fill: float | Array | np.ndarray) -> Array:
     """Return the images with a share of their pixels replaced by `fill`.
 
     The pixels with the largest |gradient|, summed over channels, go first; of equal ones the earlier pixel.

@@ -46,6 +46,11 @@ def make(images: np.ndarray | Array, labels: np.ndarray | Array, k: int = 1, blo
     Raises:
       ValueError: if k or `block` is below 1, and as `check_examples`.
     """
+    return jax.tree_util.Partial(partial(_delta_x, k), blocked(images, labels, k, block))
+
+
+def blocked(images: np.ndarray | Array, labels: np.ndarray | Array, k: int, block: int) -> Examples:
+    """Return the examples in blocks, on the device; arguments and errors as in `make`."""
     if min(k, block) < 1:
         raise ValueError(f"k and block must be >= 1, got k={k}, block={block}")
     check_examples(images, labels, least=k)
@@ -55,8 +60,14 @@ def make(images: np.ndarray | Array, labels: np.ndarray | Array, k: int = 1, blo
     flat = jnp.pad(jnp.asarray(images, jnp.float32).reshape(count, -1), ((0, padding), (0, 0)))
     label = jnp.pad(jnp.asarray(labels, jnp.int32), (0, padding), constant_values=-1)
     examples = Examples(flat, jnp.sum(flat**2, axis=1), label)
-    examples = Examples(*(leaf.reshape(-1, block, *leaf.shape[1:]) for leaf in examples))
-    return jax.tree_util.Partial(partial(_delta_x, k), examples)
+    return Examples(*(leaf.reshape(-1, block, *leaf.shape[1:]) for leaf in examples))
+
+
+def differences(examples: Examples, image: Array, target: Array, k: int) -> Array:
+    """Return a_i - x `[B, k, n]` for the k nearest examples a_i of class `target`, from the nearest on."""
+    query = image.reshape(len(image), -1).astype(jnp.float32)
+    places = _nearest(examples, query, target, k)
+    return examples.flat.reshape(-1, query.shape[1])[places] - query[:, None]
 
 
 def _nearest(examples: Examples, query: Array, target: Array, k: int) -> Array:
@@ -83,9 +94,7 @@ def _nearest(examples: Examples, query: Array, target: Array, k: int) -> Array:
 def _delta_x(
     k: int, examples: Examples, image: Array, label: Array, target: Array, index: Array | None = None
 ) -> Array:
-    query = image.reshape(len(image), -1).astype(jnp.float32)
-    places = _nearest(examples, query, target, k)
-    difference = examples.flat.reshape(-1, query.shape[1])[places] - query[:, None]
+    difference = differences(examples, image, target, k)
     squared = jnp.sum(difference**2, axis=2)
     scale = jnp.mean(squared, axis=1, keepdims=True)
     weight = jax.nn.softmax(-squared / jnp.where(scale > 0, scale, 1), axis=1)

@@ -11,6 +11,9 @@ BEFORE = {
     "evaluate.cw_iterations": 10_000,
     "evaluate.cw_learning_rate": 0.02,
     **{"delta_x.name": "", "evaluate.delta_x": ""},
+    **dict.fromkeys(("delta_x.neighbors", "evaluate.neighbors"), 0),
+    **dict.fromkeys(("delta_x.teacher", "evaluate.teacher"), ""),
+    **dict.fromkeys(("delta_x.teacher_epsilon", "evaluate.teacher_epsilon"), 0.0),
     **{"evaluate.suite": "paper", "evaluate.norm": "linf", "evaluate.suite_steps": 100, "evaluate.suite_queries": 5000},
     **{f"precision.{part}": "float32" for part in ("training", "attack", "evaluation", "square", "projection")},
 }

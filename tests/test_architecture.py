@@ -17,7 +17,8 @@ ROWS = (
     ("experiment",),
     ("training", "evaluation"),
     ("data", "models"),
-    ("attacks", "deltax", "alignment", "memory", "parallel", "storage"),
+    ("deltax", "alignment", "memory", "parallel", "storage"),
+    ("attacks",),
     ("ops",),
 )
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}

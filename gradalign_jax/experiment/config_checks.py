@@ -35,6 +35,7 @@ EXACT_DELTA_X = ("spheres", "squares", "squares32")
 _PATHS = (
     *("data.dir", "data.cache", "data.folder", "classifier", "model.pretrained", "gan.classifier"),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
+    *("delta_x.teacher", "evaluate.teacher"),
 )
 
 # Rules for keys that every task has; those of each task follow.
@@ -51,6 +52,8 @@ _TEST = {
     "attack.steps": _COUNT,
     "attack.loss": _one_of("margin", "cross_entropy"),
     "attack.clip": _one_of("range", "data"),
+    "evaluate.neighbors": _ZERO_OR_MORE,
+    "evaluate.teacher_epsilon": _ZERO_OR_MORE,
     "evaluate.images": _ZERO_OR_MORE,
     "evaluate.block": _ZERO_OR_MORE,
     "evaluate.linf_epsilons": _GRID,
@@ -90,6 +93,8 @@ _CLASSIFIER = (
         "optimizer.name": _one_of("adam", "sgd"),
         "optimizer.momentum": _FRACTION,
         "align.weight": _ZERO_OR_MORE,
+        "delta_x.neighbors": _ZERO_OR_MORE,
+        "delta_x.teacher_epsilon": _ZERO_OR_MORE,
         "attack.epsilon": _ZERO_OR_MORE,
         "validate.first_epoch": _ZERO_OR_MORE,
         "validate.epsilons": _GRID,
@@ -173,6 +178,11 @@ def _check_devices(config: ConfigDict) -> None:
         )
 
 
+# The key of the directory that an estimator of Δx needs, and what the directory holds.
+_NEEDS = {"vrgan": "generator", "encoder": "generator", "projection": "store", "teacher": "teacher"}
+_WITH_NEIGHBORS = ("nearest", "patch")
+
+
 def _estimators() -> list[str]:
     """Return the names of the Δx estimators: the files of gradalign_jax/deltax."""
     return sorted(module.name for module in pkgutil.iter_modules(deltax.__path__))
@@ -184,14 +194,27 @@ def _check_source(name: str, section: ConfigDict) -> None:
     estimator = section[key]
     if estimator and estimator not in _estimators():
         raise ValueError(f"config.{name}.{key}={estimator!r} must be one of {', '.join(_estimators())}")
-    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
-        if estimator == makes and not section[kind]:
-            raise ValueError(f"config.{name}.{key}={estimator!r} needs config.{name}.{kind}=DIR of a finished run")
-        if estimator not in ("", makes) and section[kind]:
+    needed = _NEEDS.get(estimator)
+    if needed and not section[needed]:
+        raise ValueError(f"config.{name}.{key}={estimator!r} needs config.{name}.{needed}=DIR of a finished run")
+    for kind in ("generator", "store", "teacher"):
+        if estimator and kind != needed and section[kind]:
             raise ValueError(f"config.{name}.{key}={estimator!r} and config.{name}.{kind} are both given: give one")
     if section.generator and section.store:
         raise ValueError(f"config.{name}.generator and config.{name}.store are both given: give one source of Δx")
-    for kind in ("generator", "store"):
+    if section.teacher and not estimator:
+        raise ValueError(f"config.{name}.teacher is given without config.{name}.{key}=teacher: give both")
+    if (section.teacher_epsilon > 0) != (estimator == "teacher"):
+        raise ValueError(
+            f"config.{name}.teacher_epsilon={section.teacher_epsilon} must be > 0 with config.{name}.{key}=teacher "
+            f"and 0 without, the estimator is {estimator!r}"
+        )
+    if section.neighbors and estimator not in _WITH_NEIGHBORS:
+        raise ValueError(
+            f"config.{name}.neighbors={section.neighbors} needs config.{name}.{key} to be one of "
+            f"{', '.join(_WITH_NEIGHBORS)}, it is {estimator!r}"
+        )
+    for kind in ("generator", "store", "teacher"):
         if section[kind] and not os.path.isdir(section[kind]):
             raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
 
@@ -200,18 +223,19 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
     """Refuse to measure alignment with the Δx that the classifier was trained with.
 
     Raises:
-      ValueError: if both sections name the same generator, store or estimator, and `measuring.same_generator` is False.
+      ValueError: if both sections name the same directory, or the same estimator that has none, and
+        `measuring.same_generator` is False.
     """
     estimator = trained.get("name", "")
-    if estimator not in ("", "exact") and estimator == measuring.delta_x and not measuring.same_generator:
+    named = estimator not in ("", "exact", *_NEEDS)
+    if named and estimator == measuring.delta_x and not measuring.same_generator:
         raise ValueError(
             f"config.evaluate.delta_x={estimator!r} is the estimator that training used: alignment with it would "
             "measure how well training fitted it; give another one, or config.evaluate.same_generator=True"
         )
-    for kind in ("generator", "store"):
-        same = (
-            trained[kind] and measuring[kind] and os.path.realpath(trained[kind]) == os.path.realpath(measuring[kind])
-        )
+    for kind in ("generator", "store", "teacher"):
+        directories = [section.get(kind, "") for section in (trained, measuring)]
+        same = all(directories) and len({*map(os.path.realpath, directories)}) == 1
         if same and not measuring.same_generator:
             raise ValueError(
                 f"config.evaluate.{kind} is the {kind} that training used: alignment with it would measure how well "

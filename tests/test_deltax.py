@@ -73,10 +73,13 @@ def test_centroid_equals_a_numpy_loop(batch):
 
 
 @pytest.mark.parametrize(("k", "block"), [(1, 4096), (1, 7), (3, 5), (5, 61), (20, 8)])
-def test_nearest_equals_a_numpy_loop(k, block, batch):
+def test_nearest_equals_a_numpy_loop(k, block):
+    """With several blocks of each class, and several tiles of the 50 images, the last of which overlaps another."""
     images, labels = examples()
-    found = nearest.make(images, labels, k, block)(*batch)
-    for x, target, vector in zip(batch[0].astype(float), batch[2], found, strict=True):
+    image, target = examples(50, seed=1)
+    target = np.minimum(target, np.arange(50) % 2)
+    found = jax.jit(nearest.make(images, labels, k, block))(image, target, target, None)
+    for x, target, vector in zip(image.astype(float), target, found, strict=True):
         members = sorted(
             (float(((a - x) ** 2).sum()), i) for i, (a, y) in enumerate(zip(images, labels, strict=True)) if y == target
         )[:k]

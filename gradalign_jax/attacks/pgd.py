@@ -41,8 +41,8 @@ def make(
       norm: "linf" or "l2".
       steps: number of gradient steps.
       random_start: whether to start at a uniform point of the ball.
-      loss: "cross_entropy", "margin" (max_{j≠y} logit_j - logit_y; the choice for two classes), or "toward", which makes
-        the attack targeted: minus the cross-entropy, with the class to reach as the label.
+      loss: "cross_entropy", "margin" (max_{j≠y} logit_j - logit_y; the choice for two classes), or "toward" (minus
+        the cross-entropy; the label is then the class to reach).
       bounds: smallest and largest value of an attacked image. Pixels outside are clamped even at ε = 0.
 
     Raises:

@@ -23,7 +23,6 @@ import numpy as np
 from gradalign_jax.deltax.centroid import check_examples
 from gradalign_jax.types import Array, DeltaX
 
-
 _TILES = 16, 256  # smallest and largest number of images compared at a time
 
 

@@ -95,4 +95,8 @@ def _delta_x(
 ) -> Array:
     difference = nearest.differences(examples, image, target, k)
     gram = jnp.einsum("bin,bjn->bij", difference, difference, precision="highest")
-    return jnp.einsum("bk,bkn->bn", weights(gram), difference, precision="highest").reshape(image.shape).astype(image.dtype)
+    return (
+        jnp.einsum("bk,bkn->bn", weights(gram), difference, precision="highest")
+        .reshape(image.shape)
+        .astype(image.dtype)
+    )

@@ -33,9 +33,7 @@ def make(images: np.ndarray | Array, labels: np.ndarray | Array, seed: int = 0) 
     return jax.tree_util.Partial(_delta_x, jax.tree.map(jnp.asarray, arrays | {"key": jax.random.key(seed)}))
 
 
-def _delta_x(
-    arrays: dict[str, Array], image: Array, label: Array, target: Array, index: Array | None = None
-) -> Array:
+def _delta_x(arrays: dict[str, Array], image: Array, label: Array, target: Array, index: Array | None = None) -> Array:
     index = jnp.zeros_like(target) if index is None else index
 
     def choose(index: Array, target: Array) -> Array:

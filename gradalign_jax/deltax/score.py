@@ -8,8 +8,6 @@ of noisy images has (Srinivas and Fleuret 2021; Ganz, Kawar and Elad 2023, who t
 perceptron of two hidden layers, trained when the estimator is made. Cost: 2 passes of D for each noise.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -57,19 +57,19 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
                 _check_covers(section[key], estimate, split, dataset.splits[split].index[: images or None])
             return estimate
     if name and name != "exact":
-        return _from_training_images(name, dataset, {"k": section.neighbors} if section.neighbors else {})
+        return _fromtraining_images(name, dataset, {"k": section.neighbors} if section.neighbors else {})
     if dataset.delta_x is None:
         return None
     return Estimate(Partial(dataset.delta_x), {"source": "exact"})
 
 
-def _from_training_images(name: str, dataset: data.Dataset, options: dict[str, Any]) -> Estimate:
+def _fromtraining_images(name: str, dataset: data.Dataset, options: dict[str, Any]) -> Estimate:
     module = importlib.import_module(f"gradalign_jax.deltax.{name}")
-    made = module.make(*_training_images(dataset), **options)
+    made = module.make(*training_images(dataset), **options)
     return Estimate(made if isinstance(made, Partial) else Partial(made), {"source": name, **options})
 
 
-def _training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the images and labels that an estimator is made from."""
     train = dataset.splits["train"] if dataset.sample is None else dataset.sample(jax.random.key(0), _SAMPLED)
     return np.asarray(data.to_float(jnp.asarray(train.image))), np.asarray(train.label)
@@ -249,9 +249,11 @@ def load_encoder(directory: str | os.PathLike, dataset: data.Dataset) -> Estimat
     """
     _, variables, described = load_gan(directory)
     if described["dataset"] != dataset.name:
-        raise RunError(f"{directory} holds a generator for {described['dataset']}, not {dataset.name}: give another one")
+        raise RunError(
+            f"{directory} holds a generator for {described['dataset']}, not {dataset.name}: give another one"
+        )
     generate = generate_fn(biggan_folded.fold(variables), dataset.image_shape[0])
-    made = encoder.make(generate, *_training_images(dataset), latent_dim=described["latent_dim"])
+    made = encoder.make(generate, *training_images(dataset), latent_dim=described["latent_dim"])
     return Estimate(made, {"source": "encoder", **{name: described[name] for name in ("digest", "run")}})
 
 

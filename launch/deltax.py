@@ -1,4 +1,4 @@
-"""Estimators of Δx, scored: `python launch/deltax.py --output=DIR [--data=spheres ...] [--generator=DIR ...] [--align]`.
+"""Estimators of Δx, scored: `python launch/deltax.py --output=DIR [--data=spheres] [--generator=DIR] [--align]`.
 
 For each data set a table (Markdown and JSON) and a picture of every estimator in gradalign_jax/deltax:
 
@@ -49,6 +49,7 @@ DATA = ("spheres", "squares32", "mnist35", "mnist")
 DIGITS = {"mnist35": np.array([3, 5])}  # classes of MNIST's generator
 EPSILON = {"spheres": 0.4}  # of the teacher, L2
 ROBUST = {"spheres": 0.1}  # ε of the attack that trains the default teacher, L2
+PENALTY = {"squares32": 0.03}  # λ of the projection; others 1.5, MNIST's
 BLOCK = 100
 # What --align runs for a data set, after --config=configs/NAME.py:align.
 ALIGN = {
@@ -192,7 +193,7 @@ def estimators(case: Case, runs: Runs) -> dict[str, Callable[[], DeltaX]]:
     if gan:
         generate, latent_dim = load_generator(gan, name, case.dataset.image_shape[0])
         known |= {
-            "projection": lambda: projected(generate, latent_dim),
+            "projection": lambda: projected(generate, latent_dim, PENALTY.get(name, 1.5)),
             "encoder": lambda: encoder.make(generate, *examples, latent_dim),
             "encoder, 30 steps": lambda: encoder.make(generate, *examples, latent_dim, polish=30),
         }
@@ -220,9 +221,9 @@ def load_generator(directory: Path, name: str, size: int) -> tuple[projection.Ge
     return generate, described["latent_dim"]
 
 
-def projected(generate: projection.GenerateFn, latent_dim: int) -> DeltaX:
+def projected(generate: projection.GenerateFn, latent_dim: int, penalty: float) -> DeltaX:
     """Return Δx by the paper's 750 steps for each image."""
-    project = projection.make(learning_rate=(0.2, 0.2), latent_dim=latent_dim)
+    project = projection.make(learning_rate=(0.2, 0.2), penalty=penalty, latent_dim=latent_dim)
 
     def delta_x(generate, image, label, target, index):
         return projection.delta_x(generate, image, target, project(generate, image, target))

@@ -76,10 +76,10 @@ def test_centroid_equals_a_numpy_loop(batch):
 def test_nearest_equals_a_numpy_loop(k, block):
     """With several blocks of each class, and several tiles of the 50 images, the last of which overlaps another."""
     images, labels = examples()
-    image, target = examples(50, seed=1)
-    target = np.minimum(target, np.arange(50) % 2)
-    found = jax.jit(nearest.make(images, labels, k, block))(image, target, target, None)
-    for x, target, vector in zip(image.astype(float), target, found, strict=True):
+    image, label = examples(50, seed=1)
+    targets = np.minimum(label, np.arange(50) % 2)
+    found = jax.jit(nearest.make(images, labels, k, block))(image, targets, targets, None)
+    for x, target, vector in zip(image.astype(float), targets, found, strict=True):
         members = sorted(
             (float(((a - x) ** 2).sum()), i) for i, (a, y) in enumerate(zip(images, labels, strict=True)) if y == target
         )[:k]

@@ -5,7 +5,7 @@
 over the k nearest examples a_1 .. a_k of class `target`. The simplex is their convex hull; without w >= 0 it is their
 affine hull, the local linear approximation of the class's manifold. With k = 1 both are `nearest`. In the affine hull w
 is the solution of G u = 1, divided by Σ u, with G_ij = (a_i - x) · (a_j - x), as in locally linear embedding (Roweis
-and Saul 2000). G gets a ridge of `ridge` times its mean eigenvalue, because k > n examples are linearly dependent. In the
+and Saul 2000). G gets a ridge of `ridge` times its mean eigenvalue, because examples can be linearly dependent. In the
 simplex w is found by accelerated projected gradient steps (Beck and Teboulle 2009).
 
 Cost: the search of `nearest`, then B k² n FLOP for G, and k x k systems.
@@ -54,7 +54,7 @@ def make(
 
 
 def affine_weights(gram: Array, ridge: float) -> Array:
-    """Return the weights `[B, k]`, of sum 1, that minimize wᵀ (G + r I) w for G `[B, k, k]`, r = ridge · trace G / k."""
+    """Return the weights `[B, k]`, of sum 1, that minimize wᵀ (G + r I) w for G `[B, k, k]`, r = ridge · tr G / k."""
     k = gram.shape[-1]
     scale = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / k
     scaled = gram / jnp.where(scale > 0, scale, 1) + ridge * jnp.eye(k)[None]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradalign_jax import alignment
-from gradalign_jax.deltax import centroid, exact, nearest, vrgan
+from gradalign_jax.deltax import centroid, encoder, exact, nearest, patch, sample, score, teacher, transport, vrgan
 
 SHAPE, CLASSES = (4, 3, 2), 3
 
@@ -22,7 +22,25 @@ def generate(image, desired, actual):
     return image * 0.1 + jnp.float32(desired - actual)[:, None, None, None]
 
 
+def decode(z, target):
+    """Stands for a conditional generator: latents `[B, 5]`, classes `[B]` -> images."""
+    weights = np.random.default_rng(3).normal(size=(5, 24)).astype(np.float32)
+    return jnp.tanh(z @ weights + jnp.float32(target)[:, None]).reshape(-1, *SHAPE)
+
+
+def linear(image):
+    weights = np.random.default_rng(4).normal(size=(24, CLASSES)).astype(np.float32)
+    return image.reshape(len(image), -1) @ weights
+
+
 MADE = {
+    "sample": lambda: sample.make(*examples()),
+    "patch": lambda: patch.make(*examples(), k=4, block=9),
+    "patch, affine": lambda: patch.make(*examples(), k=4, hull="affine"),
+    "transport": lambda: transport.make(*examples(), count=8),
+    "teacher": lambda: teacher.make(linear, 2.0, steps=3),
+    "encoder": lambda: encoder.make(decode, *examples(), latent_dim=5, steps=3, polish=2, hidden=8),
+    "score": lambda: score.make(*examples(), steps=3, hidden=8),
     "vrgan": lambda: vrgan.make(generate),
     "centroid": lambda: centroid.make(*examples()),
     "nearest": lambda: nearest.make(*examples()),
@@ -50,7 +68,7 @@ def test_is_a_function_of_each_image_alone(name, batch):
     assert np.all(np.abs(measured["alpha_delta_x"]) <= 1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", ["centroid", "nearest"])
+@pytest.mark.parametrize("name", [name for name in MADE if name not in ("vrgan", "teacher")])
 def test_examples_are_arguments_not_constants(name, batch):
     """As an argument of a program, so that a data set is not compiled into it."""
     delta_x = MADE[name]()
@@ -157,7 +175,7 @@ def test_exact_is_made_by_the_name_of_a_data_set():
         exact.make("mnist")
 
 
-@pytest.mark.parametrize("make", [centroid.make, nearest.make])
+@pytest.mark.parametrize("make", [module.make for module in (centroid, nearest, sample, patch, transport, score)])
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -19,12 +19,7 @@ _NOT_COMPARED = {
     *("evaluate.cw_iterations", "evaluate.cw_learning_rate"),  # of Figure 7 alone
 }
 # Keys that name other runs; compared is only whether they do.
-_DIRECTORIES = (
-    *SOURCES,
-    "gan.classifier",
-    "delta_x.teacher",
-    "evaluate.teacher",
-)
+_DIRECTORIES = (*SOURCES, "gan.classifier", "delta_x.teacher", "evaluate.teacher")
 _QUANTITIES = tuple(dict.fromkeys((*paper.COLUMNS, *paper.S2_COLUMNS)))
 
 

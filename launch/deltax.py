@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ DIGITS = {"mnist35": np.array([3, 5])}  # classes of MNIST's generator
 EPSILON = {"spheres": 0.4}  # of the teacher, L2
 ROBUST = {"spheres": 0.1}  # ε of the attack that trains the default teacher, L2
 PENALTY = {"squares32": 0.03}  # λ of the projection; others 1.5, MNIST's
-BLOCK = 100
+BLOCK = 50
 # What --align runs for a data set, after --config=configs/NAME.py:align.
 ALIGN = {
     "spheres": ["--config.train.epochs=4", "--config.train.steps_per_epoch=500"],
@@ -192,10 +192,11 @@ def estimators(case: Case, runs: Runs) -> dict[str, Callable[[], DeltaX]]:
     gan = runs.gan.get(name, runs.gan.get("mnist") if name in DIGITS else None)
     if gan:
         generate, latent_dim = load_generator(gan, name, case.dataset.image_shape[0])
+        trained = cache(lambda: encoder.make(generate, *examples, latent_dim))
         known |= {
             "projection": lambda: projected(generate, latent_dim, PENALTY.get(name, 1.5)),
-            "encoder": lambda: encoder.make(generate, *examples, latent_dim),
-            "encoder, 30 steps": lambda: encoder.make(generate, *examples, latent_dim, polish=30),
+            "encoder": trained,
+            "encoder, 30 steps": lambda: encoder.polished(trained(), 30),
         }
     if name in runs.vrgan:
         known["vrgan"] = lambda: artifacts.load_residual(runs.vrgan[name], case.dataset).delta_x
@@ -234,7 +235,6 @@ def projected(generate: projection.GenerateFn, latent_dim: int, penalty: float) 
 def measure(case: Case, runs: Runs) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Return a row of numbers for each estimator, and its vectors."""
     judge, test = load_judge(case, runs), case.test
-    call = jax.jit(lambda delta_x, *batch: delta_x(*batch))
     verdict = jax.jit(lambda judge, image: judge(image).argmax(-1))
     rows, vectors, reference = [], {}, None
     agree = np.mean(np.asarray(verdict(judge, test.image)) == test.label)
@@ -243,7 +243,7 @@ def measure(case: Case, runs: Runs) -> tuple[list[dict[str, Any]], dict[str, np.
         started = time.perf_counter()
         delta_x = jax.block_until_ready(make())
         made = time.perf_counter() - started
-        vector, seconds = in_blocks(partial(call, delta_x), (*test[:2], case.target, test.index))
+        vector, seconds = in_blocks(delta_x, (*test[:2], case.target, test.index))
         reference = vector if reference is None else reference  # the exact Δx, or the projection's, comes first
         cosine = np.asarray(cosine_similarity(jnp.asarray(vector), jnp.asarray(reference)))
         success = np.asarray(verdict(judge, test.image + vector)) == case.target
@@ -261,14 +261,15 @@ def measure(case: Case, runs: Runs) -> tuple[list[dict[str, Any]], dict[str, np.
     return rows, vectors
 
 
-def in_blocks(call: Callable[..., jax.Array], batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, float]:
+def in_blocks(delta_x: DeltaX, batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, float]:
     """Return the vectors of a batch, computed in blocks of BLOCK images, and the seconds without compile time."""
+    call = jax.jit(lambda delta_x, *batch: delta_x(*batch))
     size = min(BLOCK, len(batch[0]))
     starts = range(0, len(batch[0]) - size + 1, size)
     blocks = [tuple(rows[start : start + size] for rows in batch) for start in starts]
-    jax.block_until_ready(call(*blocks[0]))
+    program = call.lower(delta_x, *blocks[0]).compile()
     started = time.perf_counter()
-    vectors = [jax.block_until_ready(call(*block)) for block in blocks]
+    vectors = [jax.block_until_ready(program(delta_x, *block)) for block in blocks]
     return np.concatenate(vectors), time.perf_counter() - started
 
 

@@ -3,8 +3,8 @@
     Δ̂x = G(z, target) - x,    z = E(x, target)
 
 E is a perceptron of two hidden layers with a bias per class in each layer, trained on L_proj (Eq. 15) over images and
-other classes, in one compiled scan when the estimator is made: 2,000 steps of 64 pairs by default, about as much as
-projecting 170 images by 750 steps each. `polish` steps of Adam on z, from E's, keep the z of the smallest L_proj with
+other classes, in one compiled scan when the estimator is made: 1,000 steps of 64 pairs by default, about as much as
+projecting 85 images by 750 steps each. `polish` steps of Adam on z, from E's, keep the z of the smallest L_proj with
 its penalty, so it never rises. Cost: one pass of E and G for each image, and `polish` forward and backward passes of G.
 Source: the projection of section 2.3.2, by an encoder as in Zhu et al. 2016 (Generative visual manipulation).
 """
@@ -32,7 +32,7 @@ def make(
     images: np.ndarray | Array,
     labels: np.ndarray | Array,
     latent_dim: int = 128,
-    steps: int = 2000,
+    steps: int = 1000,
     polish: int = 0,
     penalty: float = 0.03,
     hidden: int = 512,
@@ -70,8 +70,17 @@ def make(
         return projection.loss(generate_fn, image, target, perceptron(params, image, target), penalty).mean()
 
     params = fit(objective, sizes, classes, steps, learning_rate, jax.random.key(seed), generate_fn, images, labels)
-    polished = partial(_polish, steps=polish, learning_rate=polish_rate, penalty=penalty)
-    return jax.tree_util.Partial(partial(_delta_x, polished), params, generate_fn)
+    return _made(params, generate_fn, polish, penalty, polish_rate)
+
+
+def polished(delta_x: DeltaX, polish: int, penalty: float = 0.03, polish_rate: float = 0.03) -> DeltaX:
+    """Return the Δx that `make` returned with another number of steps on z; the numbers are those of `make`."""
+    return _made(*delta_x.args, polish, penalty, polish_rate)
+
+
+def _made(params: Params, generate_fn: GenerateFn, polish: int, penalty: float, polish_rate: float) -> DeltaX:
+    improve = partial(_polish, steps=polish, learning_rate=polish_rate, penalty=penalty)
+    return jax.tree_util.Partial(partial(_delta_x, improve), params, generate_fn)
 
 
 def pairs(key: Array, images: Array, labels: Array, classes: int) -> tuple[Array, Array]:
@@ -148,7 +157,7 @@ def _polish(
 
 
 def _delta_x(
-    polished: Callable[..., Array],
+    improve: Callable[..., Array],
     params: Params,
     generate_fn: GenerateFn,
     image: Array,
@@ -157,5 +166,5 @@ def _delta_x(
     index: Array | None = None,
 ) -> Array:
     target = jnp.asarray(target)
-    z = polished(generate_fn, image, target, perceptron(params, image, target))
+    z = improve(generate_fn, image, target, perceptron(params, image, target))
     return projection.delta_x(generate_fn, image, target, z)

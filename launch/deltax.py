@@ -1,4 +1,4 @@
-"""Estimators of Δx, scored: `python launch/deltax.py --output=DIR [--data=spheres] [--generator=DIR] [--align]`.
+"""Estimators of Δx, scored: `python launch/deltax.py --output=DIR [--data=spheres] [--generator=DIR] [--align=NAME]`.
 
 For each data set a table (Markdown and JSON) and a picture of every estimator in gradalign_jax/deltax:
 
@@ -10,7 +10,7 @@ For each data set a table (Markdown and JSON) and a picture of every estimator i
 --generator takes finished gan and vrgan runs, --judge and --teacher finished classifier runs, at most one of each for a
 data set; which one a run is for follows from its config, and MNIST's GAN also serves MNIST-3/5. Without a run the judge
 is a perceptron trained on noisy images, the teacher one trained on attacked images; without a generator its
-estimators are left out. --align also trains a classifier with each estimator through the command line, and adds what it
+estimators are left out. --align also trains a classifier with an estimator through the command line, and adds what it
 reaches in ε50% and in ᾱ against the exact Δx.
 """
 
@@ -59,7 +59,8 @@ ALIGN = {
         *("--config.validate.images=50", "--config.attack.steps=10", "--config.attack.step_size=0.05"),
     ],
 }
-NAMED = ("exact", "sample", "centroid", "nearest", "patch", "transport", "score")  # that need no directory
+NAMED = ("exact", "sample", "centroid", "nearest", "patch", "transport", "score")  # estimators without a directory
+DIRECTORIES = ("teacher", "encoder", "vrgan")  # estimators from a finished run
 
 
 class Case(NamedTuple):
@@ -91,8 +92,8 @@ def main() -> None:
     for name in arguments.data or DATA:
         case = load(name, arguments.images)
         rows, vectors = measure(case, runs)
-        if arguments.align and name in ALIGN:
-            add_align(rows, name, runs, arguments.output)
+        if name in ALIGN:
+            add_align(rows, name, runs, arguments.align, arguments.output)
         (arguments.output / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
         text = table(rows, "exact Δx" if case.dataset.delta_x else "projection")
         (arguments.output / f"{name}.md").write_text(text)
@@ -106,7 +107,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of tables and pictures")
     parser.add_argument("--data", action="append", choices=DATA, help="repeatable; default: all")
     parser.add_argument("--images", type=int, default=200, help="number of test images (200)")
-    parser.add_argument("--align", action="store_true", help=f"also train with each estimator, on {', '.join(ALIGN)}")
+    names = (*NAMED, *DIRECTORIES)
+    text = f"also train with this estimator, on {', '.join(ALIGN)}; repeatable; one of {', '.join(names)}"
+    parser.add_argument("--align", action="append", default=[], choices=names, metavar="NAME", help=text)
     for kind in ("generator", "judge", "teacher"):
         parser.add_argument(f"--{kind}", action="append", default=[], type=Path, metavar="DIR", help="repeatable")
     return parser.parse_args()
@@ -276,8 +279,8 @@ def in_blocks(delta_x: DeltaX, batch: tuple[np.ndarray, ...]) -> tuple[np.ndarra
 # ---- training
 
 
-def add_align(rows: list[dict[str, Any]], name: str, runs: Runs, output: Path) -> None:
-    """Train with each estimator that the command line has, at its defaults, and add the results to its row."""
+def add_align(rows: list[dict[str, Any]], name: str, runs: Runs, wanted: list[str], output: Path) -> None:
+    """Train with each of the wanted estimators, at its defaults, and add the results to its row."""
     options = {estimator: [f"--config.delta_x.name={estimator}"] for estimator in NAMED}
     if name in runs.teacher:
         directory, epsilon = runs.teacher[name], EPSILON.get(name, 10.0)
@@ -287,7 +290,8 @@ def add_align(rows: list[dict[str, Any]], name: str, runs: Runs, output: Path) -
         options["encoder"] = ["--config.delta_x.name=encoder", f"--config.delta_x.generator={runs.gan[name]}"]
     if name in runs.vrgan:
         options["vrgan"] = [f"--config.delta_x.generator={runs.vrgan[name]}"]
-    for estimator, flags in options.items():
+    for estimator in (each for each in wanted if each in options):
+        flags = options[estimator]
         workdir = output / f"{name}_align_{estimator}"
         command = [
             sys.executable,

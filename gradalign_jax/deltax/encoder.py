@@ -73,12 +73,15 @@ def make(
     return _made(params, generate_fn, polish, penalty, polish_rate)
 
 
-def polished(delta_x: DeltaX, polish: int, penalty: float = 0.03, polish_rate: float = 0.03) -> DeltaX:
+def polished(
+    delta_x: jax.tree_util.Partial, polish: int, penalty: float = 0.03, polish_rate: float = 0.03
+) -> jax.tree_util.Partial:
     """Return the Δx that `make` returned with another number of steps on z; the numbers are those of `make`."""
-    return _made(*delta_x.args, polish, penalty, polish_rate)
+    params, generate_fn = delta_x.args
+    return _made(params, generate_fn, polish, penalty, polish_rate)
 
 
-def _made(params: Params, generate_fn: GenerateFn, polish: int, penalty: float, polish_rate: float) -> DeltaX:
+def _made(params: Params, generate_fn: GenerateFn, polish: int, penalty: float, polish_rate: float):
     improve = partial(_polish, steps=polish, learning_rate=polish_rate, penalty=penalty)
     return jax.tree_util.Partial(partial(_delta_x, improve), params, generate_fn)
 

@@ -75,7 +75,6 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "margin": margin,
     "dlr": dlr,
     "pma": pma,
-    "toward": lambda logits, label: -cross_entropy(logits, label),  # the label is the class to reach
 }
 # Maximized toward a target: loss(logits, label, target) -> [B].
 TARGETED: dict[str, Callable[[Array, Array, Array], Array]] = {

@@ -39,7 +39,7 @@ def make(
     """
     if not epsilon > 0 or steps < 1:
         raise ValueError(f"epsilon must be > 0 and steps >= 1, got epsilon={epsilon}, steps={steps}")
-    attack = pgd.make("l2", steps, random_start=False, loss="toward", bounds=bounds)
+    attack = pgd.make("l2", steps, random_start=False, bounds=bounds, targeted=True)
     arrays = {"epsilon": jnp.float32(epsilon), "step_size": jnp.float32(2.5 * epsilon / steps)}
     return jax.tree_util.Partial(partial(_delta_x, attack), jax.tree_util.Partial(logits_fn), arrays)
 

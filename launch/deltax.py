@@ -5,7 +5,7 @@ For each data set a table (Markdown and JSON) and a picture of every estimator i
     cosine        of Δ̂x with the exact Δx, or with the projection's where none is known: mean ± sd over test images
     success       share of the images x + Δ̂x that a judge, a classifier, puts into the target class
     length        mean |Δ̂x|₂
-    seconds       of processor time to make the estimator, training included, and for 1,000 images once compiled
+    seconds       of processor time to make the estimator, with training and compiling, and for 1,000 images afterwards
 
 --generator takes finished gan and vrgan runs, --judge and --teacher finished classifier runs, at most one of each for a
 data set; which one a run is for follows from its config, and MNIST's GAN also serves MNIST-3/5. Without a run the judge
@@ -331,11 +331,11 @@ def table(rows: list[dict[str, Any]], reference: str) -> str:
 
 def draw(case: Case, vectors: dict[str, np.ndarray], path: Path) -> None:
     """Draw a few test images and Δ̂x of each estimator."""
-    few = np.arange(min(8, len(case.target)))
+    few = np.arange(min(6, len(case.target)))
     lines = [("x", case.test.image[few]), *((name, vector[few]) for name, vector in vectors.items())]
-    figure, axis = plt.subplots(figsize=(6.5, 0.62 * len(lines) + 0.3), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4.5, 0.75 * len(lines)))
     draw_images(axis, lines)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -154,6 +154,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
 def _estimator(section: ConfigDict) -> None:
     """Add the options of an estimator of Δx that is chosen by name."""
     section.neighbors = 0  # of nearest and patch; 0: the estimator's default
+    section.penalty = 0.0  # of encoder, λ of Eq. 15; 0: the estimator's default (the project task of MNIST has 1.5)
     section.teacher = ""  # of teacher: directory of a finished classifier run
     section.teacher_epsilon = 0.0  # of teacher: largest L2 norm of Δx, about the distance between classes
 

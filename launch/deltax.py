@@ -49,7 +49,7 @@ DATA = ("spheres", "squares32", "mnist35", "mnist")
 DIGITS = {"mnist35": np.array([3, 5])}  # classes of MNIST's generator
 EPSILON = {"spheres": 0.4}  # of the teacher, L2
 ROBUST = {"spheres": 0.1}  # ε of the attack that trains the default teacher, L2
-PENALTY = {"squares32": 0.03}  # λ of the projection; others 1.5, MNIST's
+PENALTY = {"squares32": 0.03}  # λ of projection and encoder; others 1.5, MNIST's
 BLOCK = 50
 # What --align runs for a data set, after --config=configs/NAME.py:align.
 ALIGN = {
@@ -91,7 +91,7 @@ def main() -> None:
     runs = Runs(**kinds, **classifiers)
     for name in arguments.data or DATA:
         case = load(name, arguments.images)
-        rows, vectors = measure(case, runs)
+        rows, vectors = measure(case, runs, arguments.only)
         if name in ALIGN:
             add_align(rows, name, runs, arguments.align, arguments.output)
         (arguments.output / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -110,6 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     names = (*NAMED, *DIRECTORIES)
     text = f"also train with this estimator, on {', '.join(ALIGN)}; repeatable; one of {', '.join(names)}"
     parser.add_argument("--align", action="append", default=[], choices=names, metavar="NAME", help=text)
+    parser.add_argument("--only", action="append", metavar="NAME", help="score this estimator alone; repeatable")
     for kind in ("generator", "judge", "teacher"):
         parser.add_argument(f"--{kind}", action="append", default=[], type=Path, metavar="DIR", help="repeatable")
     return parser.parse_args()
@@ -195,11 +196,12 @@ def estimators(case: Case, runs: Runs) -> dict[str, Callable[[], DeltaX]]:
     gan = runs.gan.get(name, runs.gan.get("mnist") if name in DIGITS else None)
     if gan:
         generate, latent_dim = load_generator(gan, name, case.dataset.image_shape[0])
-        trained = cache(lambda: encoder.make(generate, *examples, latent_dim))
+        penalty = PENALTY.get(name, 1.5)
+        trained = cache(lambda: encoder.make(generate, *examples, latent_dim, penalty=penalty))
         known |= {
-            "projection": lambda: projected(generate, latent_dim, PENALTY.get(name, 1.5)),
+            "projection": lambda: projected(generate, latent_dim, penalty),
             "encoder": trained,
-            "encoder, 30 steps": lambda: encoder.polished(trained(), 30),
+            "encoder, 30 steps": lambda: encoder.polished(trained(), 30, penalty),
         }
     if name in runs.vrgan:
         known["vrgan"] = lambda: artifacts.load_residual(runs.vrgan[name], case.dataset).delta_x
@@ -235,14 +237,16 @@ def projected(generate: projection.GenerateFn, latent_dim: int, penalty: float) 
     return Partial(delta_x, generate)
 
 
-def measure(case: Case, runs: Runs) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Return a row of numbers for each estimator, and its vectors."""
+def measure(case: Case, runs: Runs, only: list[str] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return a row of numbers for each estimator, and its vectors; with `only`, for those names and the reference."""
     judge, test = load_judge(case, runs), case.test
     verdict = jax.jit(lambda judge, image: judge(image).argmax(-1))
     rows, vectors, reference = [], {}, None
     agree = np.mean(np.asarray(verdict(judge, test.image)) == test.label)
     print(f"{case.dataset.name}: the judge is right on {agree:.1%} of {len(test.label)} images", flush=True)
     for name, make in estimators(case, runs).items():
+        if only and reference is not None and name.split(",")[0] not in only:
+            continue
         started = time.process_time()
         delta_x = jax.block_until_ready(make())
         made = time.process_time() - started

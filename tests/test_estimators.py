@@ -245,6 +245,7 @@ def test_trains_and_measures_by_name(name, squares, runs):
     section.name = name
     section.generator = runs if name == "encoder" else ""
     section.teacher, section.teacher_epsilon = (runs, 2.0) if name == "teacher" else ("", 0.0)
+    section.penalty = 0.5 if name == "encoder" else 0.0
     section.neighbors = 3 if name in ("nearest", "patch") else 0
     estimate = artifacts.load_delta_x(section, squares, "train")
     assert estimate.described["source"] == name
@@ -291,7 +292,7 @@ def test_wrong_directories_are_refused(squares, runs):
         ({"teacher": "."}, "without config.delta_x.name=teacher"),
         ({"teacher_epsilon": 1.0}, "and 0 without"),
         ({"name": "encoder"}, "needs config.delta_x.generator=DIR"),
-        ({"name": "centroid", "neighbors": 3}, "to be one of nearest, patch"),
+        ({"name": "centroid", "neighbors": 3}, "is read by nearest, patch alone"),
         ({"name": "nearest", "neighbors": -3}, "must be >= 0"),
         ({"name": "nearby"}, "must be one of centroid, encoder"),
     ],

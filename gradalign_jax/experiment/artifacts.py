@@ -49,7 +49,7 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
     """
     name = section.get("name", section.get("delta_x", ""))
     of_classifier = partial(load_teacher, epsilon=section.teacher_epsilon)
-    of_generator = load_encoder if name == "encoder" else load_residual
+    of_generator = partial(load_encoder, penalty=section.penalty) if name == "encoder" else load_residual
     for key, load in (("generator", of_generator), ("store", load_projections), ("teacher", of_classifier)):
         if section[key]:
             estimate = load(section[key], dataset)
@@ -239,7 +239,7 @@ def _generate(size: int, folded: biggan_folded.Folded, z: Array, label: Array) -
     return biggan.crop(biggan_folded.generate(folded, z, label), size)
 
 
-def load_encoder(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
+def load_encoder(directory: str | os.PathLike, dataset: data.Dataset, penalty: float = 0.0) -> Estimate:
     """Train an encoder for the generator of a finished GAN run on the data set, and return its Δx.
 
     It is trained again by every process that loads it, with the same result on the same device.
@@ -253,8 +253,9 @@ def load_encoder(directory: str | os.PathLike, dataset: data.Dataset) -> Estimat
             f"{directory} holds a generator for {described['dataset']}, not {dataset.name}: give another one"
         )
     generate = generate_fn(biggan_folded.fold(variables), dataset.image_shape[0])
-    made = encoder.make(generate, *training_images(dataset), latent_dim=described["latent_dim"])
-    return Estimate(made, {"source": "encoder", **{name: described[name] for name in ("digest", "run")}})
+    options = {"penalty": penalty} if penalty else {}
+    made = encoder.make(generate, *training_images(dataset), latent_dim=described["latent_dim"], **options)
+    return Estimate(made, {"source": "encoder", **{name: described[name] for name in ("digest", "run")}, **options})
 
 
 def image_hashes(images: data.Split) -> np.ndarray:

@@ -53,6 +53,7 @@ _TEST = {
     "attack.loss": _one_of("margin", "cross_entropy"),
     "attack.clip": _one_of("range", "data"),
     "evaluate.neighbors": _ZERO_OR_MORE,
+    "evaluate.penalty": _ZERO_OR_MORE,
     "evaluate.teacher_epsilon": _ZERO_OR_MORE,
     "evaluate.images": _ZERO_OR_MORE,
     "evaluate.block": _ZERO_OR_MORE,
@@ -94,6 +95,7 @@ _CLASSIFIER = (
         "optimizer.momentum": _FRACTION,
         "align.weight": _ZERO_OR_MORE,
         "delta_x.neighbors": _ZERO_OR_MORE,
+        "delta_x.penalty": _ZERO_OR_MORE,
         "delta_x.teacher_epsilon": _ZERO_OR_MORE,
         "attack.epsilon": _ZERO_OR_MORE,
         "validate.first_epoch": _ZERO_OR_MORE,
@@ -180,7 +182,7 @@ def _check_devices(config: ConfigDict) -> None:
 
 # The key of the directory that an estimator of Δx needs, and what the directory holds.
 _NEEDS = {"vrgan": "generator", "encoder": "generator", "projection": "store", "teacher": "teacher"}
-_WITH_NEIGHBORS = ("nearest", "patch")
+_OPTIONS = {"neighbors": ("nearest", "patch"), "penalty": ("encoder",)}  # keys that only these estimators read
 
 
 def _estimators() -> list[str]:
@@ -209,11 +211,12 @@ def _check_source(name: str, section: ConfigDict) -> None:
             f"config.{name}.teacher_epsilon={section.teacher_epsilon} must be > 0 with config.{name}.{key}=teacher "
             f"and 0 without, the estimator is {estimator!r}"
         )
-    if section.neighbors and estimator not in _WITH_NEIGHBORS:
-        raise ValueError(
-            f"config.{name}.neighbors={section.neighbors} needs config.{name}.{key} to be one of "
-            f"{', '.join(_WITH_NEIGHBORS)}, it is {estimator!r}"
-        )
+    for option, readers in _OPTIONS.items():
+        if section[option] and estimator not in readers:
+            raise ValueError(
+                f"config.{name}.{option}={section[option]} is read by {', '.join(readers)} alone, but "
+                f"config.{name}.{key}={estimator!r}: remove one of them"
+            )
     for kind in ("generator", "store", "teacher"):
         if section[kind] and not os.path.isdir(section[kind]):
             raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")

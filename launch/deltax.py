@@ -123,7 +123,8 @@ def by_data(directories: Iterable[Path]) -> dict[tuple[str, str], Path]:
 
 
 def load(name: str, images: int) -> Case:
-    """Load a data set and the first `images` test images."""
+    """Load a data set and the first `images` test images, in whole blocks."""
+    images = max(images - images % BLOCK, min(images, BLOCK))
     dataset = data.load(name)
     if dataset.sample is None:
         test = Batch(*(rows[:images] for rows in dataset.splits["test"]))
@@ -240,31 +241,28 @@ def projected(generate: projection.GenerateFn, latent_dim: int, penalty: float) 
 def measure(case: Case, runs: Runs, only: list[str] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Return a row of numbers for each estimator, and its vectors; with `only`, for those names and the reference."""
     judge, test = load_judge(case, runs), case.test
-    verdict = jax.jit(lambda judge, image: judge(image).argmax(-1))
+    verdict = jax.jit(lambda image: judge(image).argmax(-1))
     rows, vectors, reference = [], {}, None
-    agree = np.mean(np.asarray(verdict(judge, test.image)) == test.label)
+    agree = np.mean(np.asarray(verdict(test.image)) == test.label)
     print(f"{case.dataset.name}: the judge is right on {agree:.1%} of {len(test.label)} images", flush=True)
     for name, make in estimators(case, runs).items():
-        if only and reference is not None and name.split(",")[0] not in only:
+        refers = name in ("exact", "projection") and reference is None
+        if only and not refers and name.split(",")[0] not in only:
             continue
         started = time.process_time()
         delta_x = jax.block_until_ready(make())
-        made = time.process_time() - started
+        row = {"estimator": name, "seconds_to_make": time.process_time() - started}
         vector, seconds = in_blocks(delta_x, (*test[:2], case.target, test.index))
-        reference = vector if reference is None else reference  # the exact Δx, or the projection's, comes first
-        cosine = np.asarray(cosine_similarity(jnp.asarray(vector), jnp.asarray(reference)))
-        success = np.asarray(verdict(judge, test.image + vector)) == case.target
-        length = np.linalg.norm(vector.reshape(len(vector), -1), axis=1)
-        values = {
-            "cosine": cosine.mean(),
-            "cosine_sd": cosine.std(),
-            "success": success.mean(),
-            "length": length.mean(),
-        }
-        values |= {"seconds_to_make": made, "seconds_per_1000": 1000 * seconds / len(vector)}
-        rows.append({"estimator": name, **{key: float(value) for key, value in values.items()}})
+        row["seconds_per_1000"] = 1000 * seconds / len(vector)
+        row["success"] = float(np.mean(np.asarray(verdict(test.image + vector)) == case.target))
+        row["length"] = float(np.linalg.norm(vector.reshape(len(vector), -1), axis=1).mean())
+        reference = vector if refers else reference
+        if reference is not None:
+            cosine = np.asarray(cosine_similarity(jnp.asarray(vector), jnp.asarray(reference)))
+            row |= {"cosine": float(cosine.mean()), "cosine_sd": float(cosine.std())}
+        rows.append(row)
         vectors[name] = vector
-        print(f"  {rows[-1]}", flush=True)
+        print(f"  {row}", flush=True)
     return rows, vectors
 
 
@@ -324,8 +322,9 @@ def table(rows: list[dict[str, Any]], reference: str) -> str:
     heads += ["ε50% of align", "ᾱ of align"] if trained else []
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [row["estimator"], f"{row['cosine']:.3f} ± {row['cosine_sd']:.3f}", f"{100 * row['success']:.1f}"]
-        cells += [f"{row['length']:.3g}", f"{row['seconds_to_make']:.1f}", f"{row['seconds_per_1000']:.2g}"]
+        cosine = f"{row['cosine']:.3f} ± {row['cosine_sd']:.3f}" if "cosine" in row else "–"
+        cells = [row["estimator"], cosine, f"{100 * row['success']:.1f}"]
+        cells += [f"{row['length']:.3g}", f"{row['seconds_to_make']:.1f}", f"{row['seconds_per_1000']:.3g}"]
         if trained:
             done = "epsilon_half" in row
             cells += [f"{row['epsilon_half']:.4g}", f"{row['alpha_delta_x']:.3f}"] if done else ["–", "–"]

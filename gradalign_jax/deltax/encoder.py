@@ -50,7 +50,7 @@ def make(
       latent_dim: size of z.
       steps: number of training steps, with Adam and a learning rate that falls to 0 as a cosine.
       polish: number of Adam steps on z for each image.
-      penalty: λ of Eq. 15.
+      penalty: λ of Eq. 15, as for the projection onto this generator (MNIST 1.5); too small a one lets z imitate x.
       hidden: units of each hidden layer.
       learning_rate, polish_rate: Adam's, of the training and on z.
       seed: of the weights and batches.

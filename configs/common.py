@@ -144,6 +144,7 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.suite_steps = 100  # gradient steps of each of them
     config.evaluate.suite_queries = 5000  # of its Square Attack
     config.evaluate.delta_x = ""  # as delta_x.name, for ᾱ_Δx
+    _estimator(config.evaluate)
     config.evaluate.generator = ""  # as delta_x.generator, for ᾱ_Δx; in the paper not the one that trains
     config.evaluate.store = ""  # as delta_x.store, likewise
     config.evaluate.same_generator = False  # allow the generator or store that trained
@@ -151,6 +152,14 @@ def measured(config: ConfigDict, dimensions: int) -> ConfigDict:
     config.evaluate.estimators = ()  # further Δx for them: files of gradalign_jax/deltax
     config.evaluate.measures = ()  # of them: some of etmann, removal, tangent, noise; the last two need evaluate.store
     return config
+
+
+def _estimator(section: ConfigDict) -> None:
+    """Add the options of an estimator of Δx that is chosen by name."""
+    section.neighbors = 0  # of nearest and patch; 0: the estimator's default
+    section.penalty = 0.0  # of encoder, λ of Eq. 15; 0: the estimator's default (the project task of MNIST has 1.5)
+    section.teacher = ""  # of teacher: directory of a finished classifier run
+    section.teacher_epsilon = 0.0  # of teacher: largest L2 norm of Δx, about the distance between classes
 
 
 def evaluate(dataset: str, dimensions: int) -> ConfigDict:
@@ -179,7 +188,8 @@ def classifier(dataset: str, task: str, dimensions: int, model: dict) -> ConfigD
 
     config.delta_x = ConfigDict()  # Δx of method align
     config.delta_x.name = ""  # a file of gradalign_jax/deltax; "": from the directory given below, else the exact Δx
-    config.delta_x.generator = ""  # directory of a finished vrgan run
+    _estimator(config.delta_x)
+    config.delta_x.generator = ""  # directory of a finished vrgan run, or for name=encoder of a gan run
     config.delta_x.store = ""  # directory of a finished project run
 
     config.attack.epsilon = 0.3  # of PGD training (paper A.1)

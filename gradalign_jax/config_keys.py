@@ -12,6 +12,9 @@ BEFORE = {
     "evaluate.cw_learning_rate": 0.02,
     **{"delta_x.name": "", "evaluate.delta_x": "", "align.targets": "closest"},
     **dict.fromkeys(("evaluate.gradients", "evaluate.estimators", "evaluate.measures"), ()),
+    **dict.fromkeys(("delta_x.neighbors", "evaluate.neighbors"), 0),
+    **dict.fromkeys(("delta_x.teacher", "evaluate.teacher"), ""),
+    **{f"{section}.{key}": 0.0 for section in ("delta_x", "evaluate") for key in ("penalty", "teacher_epsilon")},
     **{"evaluate.suite": "paper", "evaluate.norm": "linf", "evaluate.suite_steps": 100, "evaluate.suite_queries": 5000},
     **{f"precision.{part}": "float32" for part in ("training", "attack", "evaluation", "square", "projection")},
 }

@@ -17,7 +17,8 @@ ROWS = (
     ("experiment",),
     ("training", "evaluation"),
     ("data", "models", "gradients", "measures"),
-    ("attacks", "deltax", "alignment", "memory", "parallel", "storage"),
+    ("deltax", "alignment", "memory", "parallel", "processes", "storage"),
+    ("attacks",),
     ("ops",),
 )
 RANK = {part: len(ROWS) - row for row, parts in enumerate(ROWS) for part in parts}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradalign_jax import alignment
-from gradalign_jax.deltax import centroid, exact, nearest, vrgan
+from gradalign_jax.deltax import centroid, encoder, exact, nearest, patch, sample, score, teacher, transport, vrgan
 
 SHAPE, CLASSES = (4, 3, 2), 3
 
@@ -22,7 +22,25 @@ def generate(image, desired, actual):
     return image * 0.1 + jnp.float32(desired - actual)[:, None, None, None]
 
 
+def decode(z, target):
+    """Stands for a conditional generator: latents `[B, 5]`, classes `[B]` -> images."""
+    weights = np.random.default_rng(3).normal(size=(5, 24)).astype(np.float32)
+    return jnp.tanh(z @ weights + jnp.float32(target)[:, None]).reshape(-1, *SHAPE)
+
+
+def linear(image):
+    weights = np.random.default_rng(4).normal(size=(24, CLASSES)).astype(np.float32)
+    return image.reshape(len(image), -1) @ weights
+
+
 MADE = {
+    "sample": lambda: sample.make(*examples()),
+    "patch": lambda: patch.make(*examples(), k=4, block=9),
+    "patch, affine": lambda: patch.make(*examples(), k=4, hull="affine"),
+    "transport": lambda: transport.make(*examples(), count=8),
+    "teacher": lambda: teacher.make(linear, 2.0, steps=3),
+    "encoder": lambda: encoder.make(decode, *examples(), latent_dim=5, steps=3, polish=2, hidden=8),
+    "score": lambda: score.make(*examples(), steps=3, hidden=8),
     "vrgan": lambda: vrgan.make(generate),
     "centroid": lambda: centroid.make(*examples()),
     "nearest": lambda: nearest.make(*examples()),
@@ -50,7 +68,7 @@ def test_is_a_function_of_each_image_alone(name, batch):
     assert np.all(np.abs(measured["alpha_delta_x"]) <= 1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", ["centroid", "nearest"])
+@pytest.mark.parametrize("name", [name for name in MADE if name not in ("vrgan", "teacher")])
 def test_examples_are_arguments_not_constants(name, batch):
     """As an argument of a program, so that a data set is not compiled into it."""
     delta_x = MADE[name]()
@@ -73,10 +91,13 @@ def test_centroid_equals_a_numpy_loop(batch):
 
 
 @pytest.mark.parametrize(("k", "block"), [(1, 4096), (1, 7), (3, 5), (5, 61), (20, 8)])
-def test_nearest_equals_a_numpy_loop(k, block, batch):
+def test_nearest_equals_a_numpy_loop(k, block):
+    """With several blocks of each class, and several tiles of the 50 images, the last of which overlaps another."""
     images, labels = examples()
-    found = nearest.make(images, labels, k, block)(*batch)
-    for x, target, vector in zip(batch[0].astype(float), batch[2], found, strict=True):
+    image, label = examples(50, seed=1)
+    targets = np.minimum(label, np.arange(50) % 2)
+    found = jax.jit(nearest.make(images, labels, k, block))(image, targets, targets, None)
+    for x, target, vector in zip(image.astype(float), targets, found, strict=True):
         members = sorted(
             (float(((a - x) ** 2).sum()), i) for i, (a, y) in enumerate(zip(images, labels, strict=True)) if y == target
         )[:k]
@@ -154,7 +175,7 @@ def test_exact_is_made_by_the_name_of_a_data_set():
         exact.make("mnist")
 
 
-@pytest.mark.parametrize("make", [centroid.make, nearest.make])
+@pytest.mark.parametrize("make", [module.make for module in (centroid, nearest, sample, patch, transport, score)])
 @pytest.mark.parametrize(
     ("change", "named"),
     [

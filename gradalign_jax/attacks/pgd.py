@@ -28,6 +28,7 @@ def make(
     random_start: bool = True,
     loss: str = "cross_entropy",
     bounds: tuple[float, float] = IMAGE_RANGE,
+    targeted: bool = False,
 ) -> Attack:
     """Build `attack(logits_fn, key, image, label, epsilon, step_size) -> image`.
 
@@ -43,6 +44,7 @@ def make(
       random_start: whether to start at a uniform point of the ball.
       loss: "cross_entropy", or "margin" (max_{j≠y} logit_j - logit_y; the choice for two classes).
       bounds: smallest and largest value of an attacked image. Pixels outside are clamped even at ε = 0.
+      targeted: whether `label` is the class to reach, so that the loss is minimized.
 
     Raises:
       ValueError: if the norm or loss is unknown, `steps` is negative or `bounds` do not ascend; from the attack, if ε
@@ -61,12 +63,12 @@ def make(
         raise ValueError(f"unknown attack loss {loss!r}: use one of {sorted(LOSSES)}")
     if steps < 0 or not bounds[0] < bounds[1]:
         raise ValueError(f"steps must be >= 0 and bounds must ascend, got steps={steps}, bounds={tuple(bounds)}")
-    ball, loss_fn = BALLS[norm], LOSSES[loss]
+    ball, loss_fn, sign = BALLS[norm], LOSSES[loss], -1 if targeted else 1
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, step_size) -> Array:
         check_epsilon(epsilon)
         image = jax.lax.stop_gradient(image)
-        ascend = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), label)))
+        ascend = jax.grad(lambda x: sign * jnp.sum(loss_fn(logits_fn(x), label)))
 
         def into_range(delta):
             return jnp.clip(image + ball.project(delta, epsilon), *bounds)

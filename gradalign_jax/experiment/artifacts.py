@@ -5,22 +5,25 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from gradalign_jax import data, models
-from gradalign_jax.deltax import projection
+from gradalign_jax.deltax import encoder, projection, teacher
 from gradalign_jax.errors import RunError
 from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.storage import shards, weights
 from gradalign_jax.types import Array, Estimate, ResidualGenerator, Variables
 
+_SAMPLED = 10_000  # examples of a sampled data set for an estimator
 CLASSIFIER, GENERATOR, STORE = "classifier.safetensors", "generator.safetensors", "store"
 IMPORTED = "imported"  # the method of a classifier that no run trained (gradalign_jax/convert.py)
 
@@ -32,9 +35,10 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
     """Load the Δx that a config section names.
 
     Args:
-      section: `config.delta_x` or `config.evaluate`: its `generator` or `store` is a finished run's directory; without
-        one, its `name` (in `config.evaluate`: `delta_x`) is an estimator, a file of gradalign_jax/deltax whose
-        `make(images, labels)` gets the training split. Without any of them the Δx is exact, if the data set has one.
+      section: `config.delta_x` or `config.evaluate`: its `generator`, `store` or `teacher` is a finished run's
+        directory; without one, its `name` (in `config.evaluate`: `delta_x`) is an estimator, a file of
+        gradalign_jax/deltax whose `make(images, labels)` gets the training split, or 10,000 examples of a sampled data
+        set. Without any of them the Δx is exact, if the data set has one.
       dataset: the data.
       split, images: the examples that need a Δx: the first `images` of a split (0 = all).
 
@@ -42,30 +46,34 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
       The Δx, or None where there is none.
 
     Raises:
-      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images; or if
-        an estimator has no training split.
+      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images.
     """
-    for key, load in (("generator", load_residual), ("store", load_projections)):
+    name = section.get("name", section.get("delta_x", ""))
+    of_classifier = partial(load_teacher, epsilon=section.teacher_epsilon)
+    of_generator = partial(load_encoder, penalty=section.penalty) if name == "encoder" else load_residual
+    for key, load in (("generator", of_generator), ("store", load_projections), ("teacher", of_classifier)):
         if section[key]:
             estimate = load(section[key], dataset)
             if split in dataset.splits:
                 _check_covers(section[key], estimate, split, dataset.splits[split].index[: images or None])
             return estimate
-    name = section.get("name", section.get("delta_x", ""))
     if name and name != "exact":
-        return _from_training_images(name, dataset)
+        return _from_training_images(name, dataset, {"k": section.neighbors} if section.neighbors else {})
     if dataset.delta_x is None:
         return None
     return Estimate(Partial(dataset.delta_x), {"source": "exact"})
 
 
-def _from_training_images(name: str, dataset: data.Dataset) -> Estimate:
-    if "train" not in dataset.splits:
-        raise RunError(f"{dataset.name} is sampled, without a training split for the Δx estimator {name!r}: use exact")
+def _from_training_images(name: str, dataset: data.Dataset, options: dict[str, Any]) -> Estimate:
     module = importlib.import_module(f"gradalign_jax.deltax.{name}")
-    train = dataset.splits["train"]
-    made = module.make(np.asarray(data.to_float(jnp.asarray(train.image))), train.label)
-    return Estimate(made if isinstance(made, Partial) else Partial(made), {"source": name})
+    made = module.make(*training_images(dataset), **options)
+    return Estimate(made if isinstance(made, Partial) else Partial(made), {"source": name, **options})
+
+
+def training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels that an estimator is made from."""
+    train = dataset.splits["train"] if dataset.sample is None else dataset.sample(jax.random.key(0), _SAMPLED)
+    return np.asarray(data.to_float(jnp.asarray(train.image))), np.asarray(train.label)
 
 
 def _check_covers(directory: str, estimate: Estimate, split: str, index: np.ndarray) -> None:
@@ -126,6 +134,23 @@ def _remedy(key: str, config: ConfigDict) -> str:
     if key == "config.classifier":
         return f"use --config=configs/{config.data.name}.py:evaluate"
     return "give a classifier of this data set"
+
+
+def load_teacher(directory: str | os.PathLike, dataset: data.Dataset, epsilon: float) -> Estimate:
+    """Load the Δx along a targeted attack, of L2 norm up to ε, on a finished run's classifier.
+
+    Raises:
+      RunError: as `load_classifier`.
+    """
+    variables, config, described = load_classifier(directory, dataset.name, "config.*.teacher")
+    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
+    classifier = models.create(config.model.name, num_classes=dataset.num_classes, **options)
+
+    def logits_fn(variables, image):
+        return classifier.apply(variables, image)[0]
+
+    made = teacher.make(Partial(logits_fn, variables), epsilon)
+    return Estimate(made, {"source": "teacher", "digest": described["digest"], "epsilon": epsilon})
 
 
 def load_history(directory: str | os.PathLike, config: ConfigDict) -> dict[str, Any]:
@@ -197,7 +222,8 @@ def load_gan(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Ge
     tree, described = weights.read(Path(directory) / GENERATOR)
     if not {"raw", "ema"} <= tree.keys():
         raise RunError(
-            f"{directory} holds no conditional GAN: config.project.generator takes the directory of a gan run"
+            f"{directory} holds no conditional GAN: config.project.generator, and config.*.generator for encoder, take "
+            "the directory of a gan run"
         )
     shape = {name: described[name] for name in ("num_classes", "channels", "width", "latent_dim")}
     variables = tree["ema" if ema else "raw"]
@@ -207,7 +233,30 @@ def load_gan(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Ge
 
 def generate_fn(folded: biggan_folded.Folded, size: int) -> projection.GenerateFn:
     """Return the folded generator as a function of latents and classes, its images cropped to `size` pixels."""
-    return lambda z, label: biggan.crop(biggan_folded.generate(folded, z, label), size)
+    return Partial(partial(_generate, size), folded)
+
+
+def _generate(size: int, folded: biggan_folded.Folded, z: Array, label: Array) -> Array:
+    return biggan.crop(biggan_folded.generate(folded, z, label), size)
+
+
+def load_encoder(directory: str | os.PathLike, dataset: data.Dataset, penalty: float = 0.0) -> Estimate:
+    """Train an encoder for the generator of a finished GAN run on the data set, and return its Δx.
+
+    It is trained again by every process that loads it, with the same result on the same device.
+
+    Raises:
+      RunError: as `load_gan`, or if the generator is of another data set.
+    """
+    _, variables, described = load_gan(directory)
+    if described["dataset"] != dataset.name:
+        raise RunError(
+            f"{directory} holds a generator for {described['dataset']}, not {dataset.name}: give another one"
+        )
+    generate = generate_fn(biggan_folded.fold(variables), dataset.image_shape[0])
+    options = {"penalty": penalty} if penalty else {}
+    made = encoder.make(generate, *training_images(dataset), latent_dim=described["latent_dim"], **options)
+    return Estimate(made, {"source": "encoder", **{name: described[name] for name in ("digest", "run")}, **options})
 
 
 def image_hashes(images: data.Split) -> np.ndarray:

@@ -49,6 +49,7 @@ EXACT_DELTA_X = ("spheres", "squares", "squares32")
 _PATHS = (
     *("data.dir", "data.cache", "data.folder", "classifier", "model.pretrained", "gan.classifier"),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
+    *("delta_x.teacher", "evaluate.teacher"),
 )
 
 # Rules for keys that every task has; those of each task follow.
@@ -65,6 +66,9 @@ _TEST = {
     "attack.steps": _COUNT,
     "attack.loss": _one_of("margin", "cross_entropy"),
     "attack.clip": _one_of("range", "data"),
+    "evaluate.neighbors": _ZERO_OR_MORE,
+    "evaluate.penalty": _ZERO_OR_MORE,
+    "evaluate.teacher_epsilon": _ZERO_OR_MORE,
     "evaluate.images": _ZERO_OR_MORE,
     "evaluate.block": _ZERO_OR_MORE,
     "evaluate.linf_epsilons": _GRID,
@@ -108,6 +112,9 @@ _CLASSIFIER = (
         "optimizer.momentum": _FRACTION,
         "align.weight": _ZERO_OR_MORE,
         "align.targets": _one_of("closest", "all"),
+        "delta_x.neighbors": _ZERO_OR_MORE,
+        "delta_x.penalty": _ZERO_OR_MORE,
+        "delta_x.teacher_epsilon": _ZERO_OR_MORE,
         "attack.epsilon": _ZERO_OR_MORE,
         "validate.first_epoch": _ZERO_OR_MORE,
         "validate.epsilons": _GRID,
@@ -191,20 +198,39 @@ def _check_devices(config: ConfigDict) -> None:
         )
 
 
+# The key of the directory that an estimator of Δx needs, and what the directory holds.
+_NEEDS = {"vrgan": "generator", "encoder": "generator", "projection": "store", "teacher": "teacher"}
+_OPTIONS = {"neighbors": ("nearest", "patch"), "penalty": ("encoder",)}  # keys that only these estimators read
+
+
 def _check_source(name: str, section: ConfigDict) -> None:
     """Refuse a Δx with two sources, a missing one, or an unknown name."""
     key = "name" if "name" in section else "delta_x"
     estimator = section[key]
     if estimator and estimator not in _estimators():
         raise ValueError(f"config.{name}.{key}={estimator!r} must be one of {', '.join(_estimators())}")
-    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
-        if estimator == makes and not section[kind]:
-            raise ValueError(f"config.{name}.{key}={estimator!r} needs config.{name}.{kind}=DIR of a finished run")
-        if estimator not in ("", makes) and section[kind]:
+    needed = _NEEDS.get(estimator)
+    if needed and not section[needed]:
+        raise ValueError(f"config.{name}.{key}={estimator!r} needs config.{name}.{needed}=DIR of a finished run")
+    for kind in ("generator", "store", "teacher"):
+        if estimator and kind != needed and section[kind]:
             raise ValueError(f"config.{name}.{key}={estimator!r} and config.{name}.{kind} are both given: give one")
     if section.generator and section.store:
         raise ValueError(f"config.{name}.generator and config.{name}.store are both given: give one source of Δx")
-    for kind in ("generator", "store"):
+    if section.teacher and not estimator:
+        raise ValueError(f"config.{name}.teacher is given without config.{name}.{key}=teacher: give both")
+    if (section.teacher_epsilon > 0) != (estimator == "teacher"):
+        raise ValueError(
+            f"config.{name}.teacher_epsilon={section.teacher_epsilon} must be > 0 with config.{name}.{key}=teacher "
+            f"and 0 without, the estimator is {estimator!r}"
+        )
+    for option, readers in _OPTIONS.items():
+        if section[option] and estimator not in readers:
+            raise ValueError(
+                f"config.{name}.{option}={section[option]} is read by {', '.join(readers)} alone, but "
+                f"config.{name}.{key}={estimator!r}: remove one of them"
+            )
+    for kind in ("generator", "store", "teacher"):
         if section[kind] and not os.path.isdir(section[kind]):
             raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
 
@@ -231,19 +257,20 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
     """Refuse to measure alignment with the Δx that the classifier was trained with.
 
     Raises:
-      ValueError: if both sections name the same generator, store or estimator, and `measuring.same_generator` is False.
+      ValueError: if both sections name the same directory, or the same estimator that has none, and
+        `measuring.same_generator` is False.
     """
     estimator = trained.get("name", "")
+    named = estimator not in ("", "exact", *_NEEDS) and not measuring.same_generator
     for key, names in (("delta_x", (measuring.delta_x,)), ("estimators", measuring.get("estimators", ()))):
-        if estimator not in ("", "exact") and estimator in names and not measuring.same_generator:
+        if named and estimator in names:
             raise ValueError(
                 f"config.evaluate.{key}={measuring[key]!r}: training used this estimator, and alignment with it would "
                 "measure how well training fitted it; give another one, or config.evaluate.same_generator=True"
             )
-    for kind in ("generator", "store"):
-        same = (
-            trained[kind] and measuring[kind] and os.path.realpath(trained[kind]) == os.path.realpath(measuring[kind])
-        )
+    for kind in ("generator", "store", "teacher"):
+        directories = [section.get(kind, "") for section in (trained, measuring)]
+        same = all(directories) and len({*map(os.path.realpath, directories)}) == 1
         if same and not measuring.same_generator:
             raise ValueError(
                 f"config.evaluate.{kind} is the {kind} that training used: alignment with it would measure how well "

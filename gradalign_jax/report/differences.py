@@ -30,6 +30,8 @@ DESCRIBED = {
     *(f"precision.{part}" for part in ("training", "attack", "evaluation", "square", "projection")),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
     *("delta_x.name", "evaluate.delta_x"),
+    *(f"delta_x.{key}" for key in ("neighbors", "penalty", "teacher", "teacher_epsilon")),
+    *(f"evaluate.{key}" for key in ("neighbors", "penalty", "teacher", "teacher_epsilon")),
 }
 
 _PRETRAINED = ("squares", "mnist35", "copd", "mnist")  # these start from ImageNet weights in the paper

@@ -18,7 +18,8 @@ _NOT_COMPARED = {
     *("seed", "digest"),  # digest: of the weights that an evaluation read
     *("evaluate.cw_iterations", "evaluate.cw_learning_rate"),  # of Figure 7 alone
 }
-_DIRECTORIES = (*SOURCES, "gan.classifier")  # keys that name other runs; compared is only whether they do
+# Keys that name other runs; compared is only whether they do.
+_DIRECTORIES = (*SOURCES, "gan.classifier", "delta_x.teacher", "evaluate.teacher")
 _QUANTITIES = tuple(dict.fromkeys((*paper.COLUMNS, *paper.S2_COLUMNS)))
 
 

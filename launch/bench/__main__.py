@@ -21,10 +21,10 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout, too
 
 from gradalign_jax.ops import precision
-from launch.bench import accelerator, classifiers, gan, interleaved, machine, projection, rows, tangent, vrgan
+from launch.bench import accelerator, classifiers, gan, interleaved, machine, nearest, projection, rows, tangent, vrgan
 from launch.bench.peers import torch
 
-ITEMS = [*classifiers.ITEMS, *projection.ITEMS, *tangent.ITEMS, *vrgan.ITEMS, *gan.ITEMS]
+ITEMS = [*classifiers.ITEMS, *projection.ITEMS, *tangent.ITEMS, *vrgan.ITEMS, *gan.ITEMS, *nearest.ITEMS]
 
 
 def main() -> None:
@@ -62,6 +62,8 @@ def build(name: str, arguments: argparse.Namespace) -> interleaved.Item:
     """Build one of ITEMS."""
     if name in gan.ITEMS:
         return gan.build(arguments.gan_width)
+    if name in nearest.ITEMS:
+        return nearest.build(name)
     if name in vrgan.ITEMS:
         return vrgan.build(name)
     if name in projection.ITEMS:

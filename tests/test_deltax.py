@@ -61,8 +61,8 @@ def test_is_a_function_of_each_image_alone(name, batch):
     vector = delta_x(*batch)
     chex.assert_shape(vector, batch[0].shape)
     assert vector.dtype == np.float32
-    np.testing.assert_allclose(jax.jit(delta_x)(*batch), vector, atol=1e-6)
-    np.testing.assert_allclose(delta_x(*(leaf[2:3] for leaf in batch))[0], vector[2], atol=1e-6)
+    np.testing.assert_allclose(jax.jit(delta_x)(*batch), vector, atol=1e-5)
+    np.testing.assert_allclose(delta_x(*(leaf[2:3] for leaf in batch))[0], vector[2], atol=1e-5)
     weights = np.random.default_rng(2).normal(size=(24, CLASSES)).astype(np.float32)
     measured = alignment.measure(lambda x: jnp.tanh(x.reshape(len(x), -1)) @ weights, delta_x, batch[0], batch[1])
     assert np.all(np.abs(measured["alpha_delta_x"]) <= 1 + 1e-6)
@@ -73,7 +73,7 @@ def test_examples_are_arguments_not_constants(name, batch):
     """As an argument of a program, so that a data set is not compiled into it."""
     delta_x = MADE[name]()
     assert jax.tree.leaves(delta_x)
-    np.testing.assert_allclose(jax.jit(lambda made, *rest: made(*rest))(delta_x, *batch), delta_x(*batch), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda made, *rest: made(*rest))(delta_x, *batch), delta_x(*batch), atol=1e-5)
 
 
 def test_vrgan_passes_the_target_as_the_desired_class(batch):

@@ -30,14 +30,15 @@ def make(images: np.ndarray | Array, labels: np.ndarray | Array, seed: int = 0) 
     order = np.argsort(np.asarray(labels), kind="stable").astype(np.int32)
     first = np.cumsum(counts) - counts
     arrays = {"images": images, "order": order, "first": first.astype(np.int32), "count": counts.astype(np.int32)}
-    return jax.tree_util.Partial(_delta_x, jax.tree.map(jnp.asarray, arrays | {"key": jax.random.key(seed)}))
+    return jax.tree_util.Partial(_delta_x, jax.tree.map(jnp.asarray, arrays | {"seed": np.uint32(seed)}))
 
 
 def _delta_x(arrays: dict[str, Array], image: Array, label: Array, target: Array, index: Array | None = None) -> Array:
     index = jnp.zeros_like(target) if index is None else index
+    base = jax.random.key(arrays["seed"])
 
     def choose(index: Array, target: Array) -> Array:
-        key = jax.random.fold_in(arrays["key"], index)
+        key = jax.random.fold_in(base, index)
         place = jax.random.randint(key, (), 0, arrays["count"][target])
         return arrays["order"][arrays["first"][target] + place]
 

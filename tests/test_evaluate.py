@@ -183,7 +183,7 @@ def test_without_gradients_nothing_is_added(trained):
         ),
         (
             {"evaluate.gradients": ("plain",), "evaluate.estimators": ("vrgan",)},
-            "'vrgan' needs config.evaluate.generator=DIR",
+            "'vrgan' needs a finished run; make it the Δx that measures, by config.evaluate.generator=DIR",
         ),
         ({"evaluate.estimators": ("nearest", "nearest")}, "each once"),
     ],

@@ -241,10 +241,11 @@ def _check_directions(config: ConfigDict) -> None:
     for key in ("estimators", "measures"):
         if section[key] and not section.gradients:
             raise ValueError(f"config.evaluate.{key}={section[key]!r} needs config.evaluate.gradients: give some")
-    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
-        if makes in section.estimators and not section[kind]:
+    for name in section.estimators:
+        if name in _NEEDS:
             raise ValueError(
-                f"config.evaluate.estimators: {makes!r} needs config.evaluate.{kind}=DIR of a finished run"
+                f"config.evaluate.estimators: {name!r} needs a finished run; make it the Δx that measures, by "
+                f"config.evaluate.{_NEEDS[name]}=DIR, and it is compared as well"
             )
     for name in ("tangent", "noise"):
         if name in section.measures and not section.store:

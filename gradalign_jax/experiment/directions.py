@@ -41,9 +41,9 @@ def load(config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring
 
 
 def _load_estimator(section: ConfigDict, name: str, dataset: data.Dataset) -> Estimate:
-    own = ConfigDict(section.to_dict() | {"delta_x": name})
-    for kind, makes in (("generator", "vrgan"), ("store", "projection")):
-        own[kind] = section[kind] if name == makes else ""
+    """Load an estimator that needs no finished run, with its default options."""
+    without = {"generator": "", "store": "", "teacher": "", "neighbors": 0}
+    own = ConfigDict(section.to_dict() | without | {"delta_x": name})
     estimate = artifacts.load_delta_x(own, dataset, "test", section.images)
     if estimate is None:
         raise RunError(f"{dataset.name} has no Δx by {name!r}: take it off config.evaluate.estimators")

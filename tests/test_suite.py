@@ -10,6 +10,7 @@ import pytest
 import gradalign_jax
 from gradalign_jax import Suite
 from gradalign_jax.evaluation import suite as suites
+from gradalign_jax.evaluation import warnings
 from gradalign_jax.storage.workdir import Workdir
 
 RNG = np.random.default_rng(0)
@@ -98,6 +99,30 @@ def test_only_survivors_are_attacked_at_larger_epsilons():
         [True, True, True, True, False, False],
     ]
     assert outcome.gradients.tolist() == [[0, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2]]
+
+
+def test_another_start_that_still_gains_is_reported():
+    """The attack is a coin: from the second start it fools every third image."""
+    places = []
+
+    def call(variables, place, epsilon, turn, restart=0):
+        places.append(place.tolist())
+        assert restart == 1
+        return {"distance": np.where(place % 3 == 0, epsilon, np.inf)}
+
+    fooled = np.zeros((2, 60), bool)
+    fooled[1, 30:] = True
+    again = suites.start_again(suites.Stage("apgd_ce_linf", call, False, 6), None, (0.1, 0.2), fooled)
+    assert places == [list(range(24))]  # four blocks of the survivors
+    assert again == (0.2, 24, 8)
+    curve = {"epsilons": [0.0, 0.1, 0.2], "errors": [0.0, 0.0, 1.0], "censored": False}
+    curves = {"apgd_ce_linf": curve, "worst_linf": curve}
+    assert warnings.of_suite(curves, "linf", (0.2, 24, 1)) == warnings.of_suite(curves, "linf") == []
+    (line,) = warnings.of_suite(curves, "linf", again)
+    assert line.startswith(
+        "more restarts still gain: at ε=0.2 the first attack, from another random start, fools 8 of 24"
+    )
+    assert suites.start_again(suites.Stage("apgd_ce_linf", call, False, 6), None, (0.1,), np.ones((1, 5), bool)) is None
 
 
 def test_a_killed_suite_resumes(tmp_path, monkeypatch):

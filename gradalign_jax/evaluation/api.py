@@ -204,10 +204,12 @@ def _measure(
     values = schedule.measure(evaluation, nothing, plan, remember)
     result = results.summarize(values, split, plan)
     if chosen:
-        stages = suites.stages(evaluation, chosen, classes, attacks.bounds)
         wrong = values["clean", None]["predicted"] != split.label
-        outcome = suites.run(stages, nothing, attacks.epsilons, wrong, len(evaluation.devices), remember)
-        suites.add(result, stages, chosen.norm, attacks.epsilons, outcome)
+        part = suites.measure(evaluation, chosen, nothing, attacks.epsilons, wrong, classes, attacks.bounds, remember)
+        for name in ("curves", "epsilon_half", "smallest_epsilon"):
+            result[name] |= part[name]
+        result["fooled_by"] = part["fooled_by"]
+        result["warnings"] += part["warnings"]
     if directions:
         target = values["alignment", None]["target"]
         result["directions"] = further.measure(evaluation, nothing, split, target, directions, remember)

@@ -31,9 +31,9 @@ _PARTS = 4  # an attack's block is this part of the evaluation's: it waits for i
 class Stage(NamedTuple):
     """One attack of a suite.
 
-    call: (variables, place `[n]`, epsilon `[n]`, turn) -> `distance` `[n]`, the norm of the change that fooled (or ε
-      where the attack minimizes no norm), +inf where the attack failed; and numbers of `gradients` and `queries`,
-      `[n]`.
+    call: (variables, place `[n]`, epsilon `[n]`, turn, restart=0) -> `distance` `[n]`, the norm of the change that
+      fooled (or ε where the attack minimizes no norm), +inf where the attack failed; and numbers of `gradients` and
+      `queries`, `[n]`. `restart` chooses another random start.
     minimal: the attack minimizes the norm, so that one call serves every ε.
     block: images per call and device.
     turns: number of calls at one ε, each on the images that those before it left: one for each target class.
@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     """
 
     name: str
-    call: Callable[[Variables, np.ndarray, np.ndarray, int], dict[str, np.ndarray]]
+    call: Callable[..., dict[str, np.ndarray]]
     minimal: bool
     block: int
     turns: int = 1
@@ -59,6 +59,40 @@ class Outcome(NamedTuple):
     gradients: np.ndarray
     queries: np.ndarray
     seconds: np.ndarray
+
+
+def measure(
+    evaluation: Evaluation,
+    suite: Suite,
+    variables: Variables,
+    epsilons: Sequence[float],
+    wrong: np.ndarray,
+    classes: int,
+    bounds: tuple[float, float],
+    remember: Callable[[Point], dict[str, list]] = schedule.compute,
+) -> dict[str, Any]:
+    """Run a suite and return its part of a result.
+
+    Args:
+      evaluation: the programs, with Square Attack in the suite's norm.
+      suite: the settings.
+      variables: the weights, with a leading device axis.
+      epsilons: ascending, > 0.
+      wrong: bool `[N]`, the images that are misclassified without an attack.
+      classes: K.
+      bounds: smallest and largest value of an attacked image.
+      remember: returns a point's recorded value, or computes and records it.
+
+    Returns:
+      `curves`, by attack and as "worst_NORM": `epsilons`, `errors` (the share misclassified under this attack or one
+      before it), ε50%, means of `gradients` and `queries` per image over all ε, `seconds`. `epsilon_half`, by the same
+      names. `smallest_epsilon` of "worst_NORM". `fooled_by`: for each ε and image the name of the attack that fooled
+      it, "clean" where it was misclassified without one, None where it survived. `warnings`.
+    """
+    attacks, epsilons = stages(evaluation, suite, classes, bounds), list(map(float, epsilons))
+    outcome = run(attacks, variables, epsilons, wrong, len(evaluation.devices), remember)
+    again = start_again(attacks[0], variables, epsilons, outcome.fooled[-1], remember)
+    return summarize([stage.name for stage in attacks], suite.norm, epsilons, outcome, again)
 
 
 def stages(evaluation: Evaluation, suite: Suite, classes: int, bounds: tuple[float, float]) -> list[Stage]:
@@ -145,11 +179,11 @@ def _gradient_stage(
     blocks = evaluation.blocks.resized(evaluation.block // _PARTS)
     program = blocks.program(measure)
 
-    def call(variables, place, epsilon, turn):
+    def call(variables, place, epsilon, turn, restart=0):
         rows = {"place": place, "epsilon": epsilon}
         if chosen:
             rows["target"] = chosen(variables)[place, turn]
-        found = program(variables, rows)
+        found = program(variables, rows, restart=restart)
         return found | {"queries": np.zeros(len(place), np.int32)}
 
     return Stage(f"{name}_{suite.norm}", call, minimal, blocks.block, turns)
@@ -223,17 +257,48 @@ def _points(
         yield place, value | {"distance": [np.inf if d is None else d for d in value["distance"]]}
 
 
-def add(
-    result: dict[str, Any], attacks: Sequence[Stage], norm: str, epsilons: Sequence[float], outcome: Outcome
-) -> None:
-    """Add a suite's numbers to a result (`results.summarize`).
+def start_again(
+    attack: Stage,
+    variables: Variables,
+    epsilons: Sequence[float],
+    fooled: np.ndarray,
+    remember: Callable[[Point], dict[str, list]] = schedule.compute,
+) -> tuple[float, int, int] | None:
+    """Run an attack from another random start, at the ε where about half of the images are fooled.
 
-    `curves`, by attack and as "worst_NORM": `epsilons`, `errors` (the share misclassified under this attack or one
-    before it), ε50%, means of `gradients` and `queries` per image over all ε, `seconds`. `epsilon_half`, by the same
-    names. `smallest_epsilon` of "worst_NORM". `fooled_by`: for each ε and image the name of the attack that fooled it,
-    "clean" where it was misclassified without one, None where it survived. `warnings`.
+    Args:
+      attack: one of `stages`.
+      variables: the weights, with a leading device axis.
+      epsilons: ascending, > 0.
+      fooled: bool `[E, N]`, by the whole suite.
+      remember: as in `run`.
+
+    Returns:
+      ε, the number of attacked images, at most a few blocks of those that survived there, and how many were fooled;
+      None where no image survived.
     """
-    grid, names = [0.0, *map(float, epsilons)], [stage.name for stage in attacks]
+    row = int(np.abs(fooled.mean(1) - 0.5).argmin())
+    place = np.flatnonzero(~fooled[row])[: _PARTS * attack.block].astype(np.int32)
+    if not len(place):
+        return None
+
+    def compute() -> dict[str, list]:
+        found = attack.call(variables, place, np.full(len(place), epsilons[row], np.float32), 0, restart=1)
+        return {"fooled": np.isfinite(found["distance"]).tolist()}
+
+    value = remember(Point(f"{attack.name} again", epsilons[row], range(len(place)), compute))
+    return epsilons[row], len(place), int(np.sum(value["fooled"]))
+
+
+def summarize(
+    names: Sequence[str],
+    norm: str,
+    epsilons: Sequence[float],
+    outcome: Outcome,
+    again: tuple[float, int, int] | None = None,
+) -> dict[str, Any]:
+    """Return a suite's numbers, as in `measure`; `again` is the result of `start_again`."""
+    grid = [0.0, *epsilons]
     clean = outcome.fooled[0][:1]
     rows = [np.concatenate([clean, fooled]) for fooled in outcome.fooled]
     curves = {}
@@ -242,11 +307,13 @@ def add(
         seconds = float(outcome.seconds[number].sum())
         curves[name] = results.curve(grid, rows[number + 1]) | spent | {"seconds": seconds}
     curves[f"worst_{norm}"] = results.curve(grid, rows[-1])
-    result["curves"] |= curves
-    result["epsilon_half"] |= {name: curve["epsilon_half"] for name, curve in curves.items()}
-    smallest = robustness.smallest_epsilon(grid, rows[-1])
-    result["smallest_epsilon"] |= {f"worst_{norm}": results.finite(smallest)}
     labels = np.array(["clean", *names], object)[outcome.fooled.argmax(0)]
     labels[~outcome.fooled[-1]] = None
-    result["fooled_by"] = labels.tolist()
-    result["warnings"] += warnings.of_suite(curves, norm)
+    smallest = robustness.smallest_epsilon(grid, rows[-1])
+    return {
+        "curves": curves,
+        "epsilon_half": {name: curve["epsilon_half"] for name, curve in curves.items()},
+        "smallest_epsilon": {f"worst_{norm}": results.finite(smallest)},
+        "fooled_by": labels.tolist(),
+        "warnings": warnings.of_suite(curves, norm, again),
+    }

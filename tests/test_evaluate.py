@@ -109,8 +109,8 @@ def test_evaluation_equals_the_run_and_survives_kills(trained, tmp_path, monkeyp
 def test_a_suite_measures_what_the_library_call_does_and_survives_kills(trained, tmp_path, monkeypatch):
     settings = {"suite": "autoattack", "norm": "l2", "suite_steps": 6, "suite_queries": 20, "square_queries": 0}
     config = evaluation(trained, **{f"evaluate.{name}": value for name, value in settings.items()})
-    config.evaluate.cw_images, config.evaluate.l2_epsilons = 0, (0.05, 0.1, 0.2)
-    record, deadly = Workdir.point, [("apgd_t_l2", 4), ("fab_t_l2", 0), ("square_l2", 0)]
+    config.evaluate.cw_images, config.evaluate.l2_epsilons = 0, (0.2, 0.8, 1.6)
+    record, deadly = Workdir.point, [("apgd_t_l2", 16), ("fab_t_l2", 0), ("square_l2", 0)]
     made = []
 
     def record_then_die(self, **values):

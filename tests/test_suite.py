@@ -112,8 +112,8 @@ def test_another_start_that_still_gains_is_reported():
 
     fooled = np.zeros((2, 60), bool)
     fooled[1, 30:] = True
-    again = suites.start_again(suites.Stage("apgd_ce_linf", call, False, 6), None, (0.1, 0.2), fooled)
-    assert places == [list(range(24))]  # four blocks of the survivors
+    again = suites.start_again(suites.Stage("apgd_ce_linf", call, False, 24), None, (0.1, 0.2), fooled)
+    assert places == [list(range(24))]  # a block of the survivors
     assert again == (0.2, 24, 8)
     curve = {"epsilons": [0.0, 0.1, 0.2], "errors": [0.0, 0.0, 1.0], "censored": False}
     curves = {"apgd_ce_linf": curve, "worst_linf": curve}
@@ -171,6 +171,13 @@ def test_models_that_make_attacks_weak_are_reported():
     def refining(image):
         return linear(image - 0.01 * jax.grad(lambda x: jax.nn.logsumexp(linear(x), -1).sum())(image))
 
+    steps = lambda image: jnp.round(4 * linear(image)) / 4  # noqa: E731
+    lines = gradalign_jax.evaluate(
+        steps, IMAGE, LABEL, epsilons=(0.1,), suite=Suite("malt", steps=2, targets=1), **OPTIONS
+    )["warnings"]
+    assert any(
+        "no gradient, zero or not a number, on 100.0%" in line and "suite='autoattack'" in line for line in lines
+    )
     options = {"epsilons": (0.1,), "pgd": None, "square": None, **OPTIONS}
     for model, named in (
         (counting, "different logits for the same images"),

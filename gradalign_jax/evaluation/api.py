@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import data, parallel
-from gradalign_jax.evaluation import arguments, model_checks, results, schedule
+from gradalign_jax.evaluation import arguments, model_checks, results, schedule, warnings
 from gradalign_jax.evaluation import directions as further
 from gradalign_jax.evaluation import suite as suites
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square, Suite
@@ -209,7 +209,8 @@ def _measure(
         for name in ("curves", "epsilon_half", "smallest_epsilon"):
             result[name] |= part[name]
         result["fooled_by"] = part["fooled_by"]
-        result["warnings"] += part["warnings"]
+        blind = float(np.mean(values["alignment", None]["zero_gradient"]))
+        result["warnings"] += warnings.blind_suite(chosen.name, blind) + part["warnings"]
     if directions:
         target = values["alignment", None]["target"]
         result["directions"] = further.measure(evaluation, nothing, split, target, directions, remember)

@@ -25,7 +25,7 @@ from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Array, Variables, predicted
 
 _DLR_CLASSES = 4  # the fewest for which the targeted DLR loss is defined
-_PARTS = 4  # an attack's block is this part of the evaluation's: it waits for its slowest image, and the last is padded
+_PARTS = 4  # programs take this part of a block: each waits for its slowest image, and the last is padded
 
 
 class Stage(NamedTuple):
@@ -97,6 +97,7 @@ def measure(
 
 def stages(evaluation: Evaluation, suite: Suite, classes: int, bounds: tuple[float, float]) -> list[Stage]:
     """Return the attacks of a suite, in order."""
+    evaluation = evaluation.resized(evaluation.block // _PARTS)
     count = min(suite.targets, classes - 1)
     loss = "dlr" if classes >= _DLR_CLASSES else "margin"
     towards = apgd.search(suite.norm, suite.steps, 1, loss, bounds=bounds)
@@ -122,7 +123,7 @@ def stages(evaluation: Evaluation, suite: Suite, classes: int, bounds: tuple[flo
         _gradient_stage(evaluation, suite, "apgd_ce", untargeted),
         _gradient_stage(evaluation, suite, "apgd_t", towards, likeliest, count),
         _gradient_stage(evaluation, suite, "fab_t", boundary, likeliest, count),
-        Stage(f"square_{suite.norm}", black_box, False, evaluation.block),
+        Stage(f"square_{suite.norm}", black_box, False, _PARTS * evaluation.block),
     ]
 
 
@@ -176,8 +177,7 @@ def _gradient_stage(
         distance = jnp.where(wrong, found.distance if minimal else epsilon, jnp.inf)
         return {"distance": distance, "gradients": found.gradients}
 
-    blocks = evaluation.blocks.resized(evaluation.block // _PARTS)
-    program = blocks.program(measure)
+    program = evaluation.blocks.program(measure)
 
     def call(variables, place, epsilon, turn, restart=0):
         rows = {"place": place, "epsilon": epsilon}
@@ -186,7 +186,7 @@ def _gradient_stage(
         found = program(variables, rows, restart=restart)
         return found | {"queries": np.zeros(len(place), np.int32)}
 
-    return Stage(f"{name}_{suite.norm}", call, minimal, blocks.block, turns)
+    return Stage(f"{name}_{suite.norm}", call, minimal, _PARTS * evaluation.block, turns)
 
 
 def run(
@@ -274,11 +274,11 @@ def start_again(
       remember: as in `run`.
 
     Returns:
-      ε, the number of attacked images, at most a few blocks of those that survived there, and how many were fooled;
-      None where no image survived.
+      ε, the number of attacked images, at most a block of those that survived there, and how many were fooled; None
+      where no image survived.
     """
     row = int(np.abs(fooled.mean(1) - 0.5).argmin())
-    place = np.flatnonzero(~fooled[row])[: _PARTS * attack.block].astype(np.int32)
+    place = np.flatnonzero(~fooled[row])[: attack.block].astype(np.int32)
     if not len(place):
         return None
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gradalign_jax
+import peers
 from gradalign_jax import Suite
 from gradalign_jax.evaluation import suite as suites
 from gradalign_jax.evaluation import warnings
@@ -185,3 +186,30 @@ def test_models_that_make_attacks_weak_are_reported():
     ):
         lines = gradalign_jax.evaluate(model, IMAGE, LABEL, **options)["warnings"]
         assert any(named in line for line in lines), (model, lines)
+
+
+@pytest.mark.parametrize("name", ["autoattack", "malt"])
+def test_robust_accuracy_is_that_of_the_pytorch_suite(name):
+    """Within two images in a hundred, from random starts of their own."""
+    peers.adv_lib("attacks.auto_pgd")
+    import torch
+
+    from launch.bench.torch_peer import adversarial
+
+    image, label = peers.images(100)
+    torch.manual_seed(0)
+    images = torch.as_tensor(image).reshape(100, 1, 5, 8)
+    peer = lambda x: peers.torch_logits_fn(x.flatten(1))  # noqa: E731
+    robust = getattr(adversarial, name)(peer, images, torch.as_tensor(label), 0.02, 20, 60).numpy()
+    result = gradalign_jax.evaluate(
+        lambda x: peers.logits_fn(x.reshape(len(x), -1)),
+        image.reshape(100, 5, 8, 1),
+        label,
+        epsilons=(0.02,),
+        suite=Suite(name, steps=20, queries=60),
+        bounds=(0.0, 1.0),
+    )
+    survived = np.array([by is None for by in result["fooled_by"][0]])
+    assert abs(survived.sum() - robust.sum()) <= 2
+    assert np.sum(survived != robust) <= 4
+    assert 20 < survived.sum() < 80

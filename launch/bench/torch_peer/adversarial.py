@@ -8,9 +8,11 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -83,7 +85,7 @@ def nearest_classes(model: Model, image: Tensor, label: Tensor, count: int) -> T
     size = (jacobian[rows, label][:, None] - jacobian).abs().sum(2)
     distance = (logits[rows, label][:, None] - logits) / size
     distance[rows, label] = torch.inf
-    return distance.detach().topk(count, largest=False).indices
+    return distance.detach().topk(min(count, logits.shape[1] - 1), largest=False).indices
 
 
 def _targeted(model: Model, image: Tensor, label: Tensor, epsilon: float, targets: Tensor, steps: int) -> Tensor:
@@ -103,7 +105,8 @@ def _targeted(model: Model, image: Tensor, label: Tensor, epsilon: float, target
 
 def _square(model: Model, image: Tensor, label: Tensor, epsilon: float, queries: int) -> Tensor:
     """Return which images Square Attack fools in L∞, bool `[B]`; fooled ones leave every 100 queries."""
-    sides = np.asarray(square.side_length(jnp.arange(queries), image[0, 0].numel(), queries, 0.8))
+    side_length = partial(square.side_length, pixels=image[0, 0].numel(), queries=queries, initial_fraction=0.8)
+    sides = np.asarray(jax.vmap(side_length)(jnp.arange(queries))).clip(max=min(image.shape[2:]))
     columns = torch.randint(2, (*image.shape[:2], 1, image.shape[3])) * 2.0 - 1
     sign = columns.expand_as(image).clone()
     state = sign, torch.full((len(label),), torch.inf)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
@@ -29,6 +30,7 @@ from gradalign_jax.evaluation.programs import Model
 from gradalign_jax.experiment import artifacts
 from gradalign_jax.experiment.subject import create_classifier
 from gradalign_jax.ops import platform
+from gradalign_jax.storage import weights
 from launch import lenet
 from launch.bench.torch_peer import adversarial, models
 
@@ -76,16 +78,17 @@ def main() -> None:
 
 def lenet_subject(source: Path, options: argparse.Namespace) -> Subject:
     """Return advertorch's LeNet trained with PGD."""
-    weights = lenet.read(source)
+    tensors = lenet.read(source)
     image, label = lenet.images(options.images)
-    ours, peer = lenet.logits_fn(weights), lenet.torch_logits_fn(weights)
+    ours, peer = lenet.logits_fn(tensors), lenet.torch_logits_fn(tensors)
     return Subject("public LeNet", ours, peer, image, label)
 
 
 def run_subject(source: Path, options: argparse.Namespace) -> Subject:
     """Return the classifier of a finished run, a ResNet-18."""
-    dataset = data.load(artifacts.load_result(source)["dataset"])
-    variables, config, _ = artifacts.load_classifier(str(source), dataset.name, "RUN")
+    variables, described = weights.read(source / artifacts.CLASSIFIER)
+    config = ConfigDict(described["config"])
+    dataset = data.load(config.data.name)
     model = Model(create_classifier(config, dataset), variables)
     binary = config.model.get("binary", False)
     peer = models.ResNet18(1 if binary else dataset.num_classes, config.model.get("stem", "imagenet"))

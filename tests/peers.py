@@ -1,11 +1,8 @@
 """Another implementation of the attacks, adv-lib in PyTorch, and a small classifier with equal weights in both."""
 
 import contextlib
-import importlib
-import sys
 import types
 from importlib.machinery import PathFinder
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +16,13 @@ SECOND = _RNG.normal(size=(HIDDEN, CLASSES)) / 2
 
 
 def _module(package: str, distribution: str, module: str) -> types.ModuleType:
-    """Import `PACKAGE.MODULE` and no other module of the package, whose dependencies may be missing."""
+    """Import `PACKAGE.MODULE` and no other module of the package, or skip the test."""
     pytest.importorskip("torch")
-    found = PathFinder.find_spec(package)  # also finds a package whose parent below stands in for it
-    if found is None:
+    if PathFinder.find_spec(package) is None:
         pytest.skip(f"{distribution} is not installed: pip install --no-deps {distribution}")
-    parts = module.split(".")
-    for end in range(len(parts)):
-        name = ".".join([package, *parts[:end]])
-        if name not in sys.modules:
-            parent = types.ModuleType(name)
-            parent.__path__ = [str(Path(found.submodule_search_locations[0]).joinpath(*parts[:end]))]
-            sys.modules[name] = parent
-    return importlib.import_module(f"{package}.{module}")
+    from launch.bench.torch_peer import adversarial
+
+    return adversarial.import_alone(package, module)
 
 
 def robustbench(module: str) -> types.ModuleType:
@@ -39,21 +30,12 @@ def robustbench(module: str) -> types.ModuleType:
     return _module("robustbench", "robustbench", f"model_zoo.architectures.{module}")
 
 
-def adv_lib(module: str, **corrections: str):
-    """Import `adv_lib.MODULE`, without the package's other attacks: they need torchvision and visdom.
+def adv_lib(module: str, **corrections: str) -> types.ModuleType:
+    """Import `adv_lib.MODULE` with `corrections` of its source (`adversarial.adv_lib`), or skip the test."""
+    _module("adv_lib", "adv-lib", module)
+    from launch.bench.torch_peer import adversarial
 
-    `corrections` are assignments in its source: variable="right-hand side" replaces the last one of that variable.
-    """
-    loaded = _module("adv_lib", "adv-lib", module)
-    if not corrections:
-        return loaded
-    source = Path(loaded.__file__).read_text()
-    for variable, value in corrections.items():
-        before, after = source.rsplit(f" {variable} = ", 1)
-        source = f"{before} {variable} = {value}\n{after.split(chr(10), 1)[1]}"
-    corrected = types.ModuleType(f"{loaded.__name__}_corrected")
-    exec(compile(source, loaded.__file__, "exec"), corrected.__dict__)
-    return corrected
+    return adversarial.adv_lib(module, **corrections)
 
 
 def logits_fn(x):

@@ -232,10 +232,19 @@ def test_targeted_attack_is_the_best_of_one_search_per_target():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"norm": "l1"}, {"loss": "hinge"}, {"steps": 0}, {"rho": 2}, {"bounds": (1.0, -1.0)}], ids=str
+    "arguments",
+    [
+        {"norm": "l1"},
+        {"loss": "hinge"},
+        {"steps": 0},
+        {"rho": 2},
+        {"bounds": (1.0, -1.0)},
+        {"restarts": 2, "random_start": False},
+    ],
+    ids=str,
 )
 def test_wrong_arguments_are_named(arguments):
-    with pytest.raises(ValueError, match=r"l1|hinge|steps|rho|bounds"):
+    with pytest.raises(ValueError, match=r"l1|hinge|steps|rho|bounds|would repeat one ascent: use restarts=1"):
         apgd.make(**arguments)
     with pytest.raises(ValueError, match="targets must be >= 1"):
         apgd.make_targeted(targets=0)

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gradalign_jax
 from configs import spheres
 from gradalign_jax import alignment, robustness
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.errors import RunError
-from gradalign_jax.evaluation import schedule, warnings
-from gradalign_jax.experiment import config_checks
+from gradalign_jax.evaluation import api, schedule, warnings
+from gradalign_jax.evaluation.programs import Model, build
+from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment.subject import Stream, load_subject
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import classifier, evaluate
 
@@ -101,6 +104,45 @@ def test_evaluation_equals_the_run_and_survives_kills(trained, tmp_path, monkeyp
     del whole["seconds"], resumed["seconds"]
     assert whole == resumed
     check_table_of_images(tmp_path / "whole" / "images.csv", whole)
+
+
+def test_a_suite_measures_what_the_library_call_does_and_survives_kills(trained, tmp_path, monkeypatch):
+    settings = {"suite": "autoattack", "norm": "l2", "suite_steps": 6, "suite_queries": 20, "square_queries": 0}
+    config = evaluation(trained, **{f"evaluate.{name}": value for name, value in settings.items()})
+    config.evaluate.cw_images, config.evaluate.l2_epsilons = 0, (0.2, 0.8, 1.6)
+    record, deadly = Workdir.point, [("apgd_t_l2", 16), ("fab_t_l2", 0), ("square_l2", 0)]
+    made = []
+
+    def record_then_die(self, **values):
+        record(self, **values)
+        made.append((values["measure"], values["epsilon"], values["first"]))
+        if deadly and (values["measure"], values["first"]) == deadly[0]:
+            del deadly[0]
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "point", record_then_die)
+        for _ in range(3):
+            with pytest.raises(Killed):
+                start(evaluate, tmp_path, config)
+        found = start(evaluate, tmp_path, config)["suite"]
+    assert len(made) == len(set(made))  # nothing was measured twice
+    assert {name for name, *_ in made} >= {"apgd_ce_l2", "apgd_t_l2", "fab_t_l2", "square_l2"}
+
+    variables, model, _ = artifacts.load_classifier(str(trained[0]), "spheres", "config.classifier")
+    subject = load_subject(config, model, batch_size=0)
+    logits_fn = Model(subject.classifier, jax.device_get(variables))
+    split, key = subject.split("test"), subject.stream(Stream.TEST)
+    monkeypatch.setattr(api, "build", lambda *arguments, **options: build(*arguments, **options | {"key": key}))
+    options = {"epsilons": config.evaluate.l2_epsilons, "block": 16}
+    suite = gradalign_jax.Suite("autoattack", "l2", steps=6, queries=20)
+    result = gradalign_jax.evaluate(logits_fn, split.image, split.label, suite=suite, **options)
+    assert result["fooled_by"] == found["fooled_by"]
+    assert {by for row in found["fooled_by"] for by in row} >= {None, "apgd_ce_l2"}
+    for name, curve in found["curves"].items():
+        curve.pop("seconds", None)
+        result["curves"][name].pop("seconds", None)
+        assert result["curves"][name] == curve
 
 
 def fast_nearest(**_):

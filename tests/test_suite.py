@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import gradalign_jax
+import peers
 from gradalign_jax import Suite
 from gradalign_jax.evaluation import suite as suites
+from gradalign_jax.evaluation import warnings
 from gradalign_jax.storage.workdir import Workdir
 
 RNG = np.random.default_rng(0)
@@ -72,7 +74,7 @@ def test_only_survivors_are_attacked_at_larger_epsilons():
     calls = []
 
     def stage(name, limit, minimal=False):
-        def call(variables, place, epsilon):
+        def call(variables, place, epsilon, turn):
             calls.append((name, float(epsilon[0]), place.tolist()))
             distance = np.where(place < limit, 0.03 if minimal else epsilon, np.inf)
             return {"distance": distance, "gradients": np.ones(len(place)), "queries": np.zeros(len(place))}
@@ -100,6 +102,30 @@ def test_only_survivors_are_attacked_at_larger_epsilons():
     assert outcome.gradients.tolist() == [[0, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2]]
 
 
+def test_another_start_that_still_gains_is_reported():
+    """The attack is a coin: from the second start it fools every third image."""
+    places = []
+
+    def call(variables, place, epsilon, turn, restart=0):
+        places.append(place.tolist())
+        assert restart == 1
+        return {"distance": np.where(place % 3 == 0, epsilon, np.inf)}
+
+    fooled = np.zeros((2, 60), bool)
+    fooled[1, 30:] = True
+    again = suites.start_again(suites.Stage("apgd_ce_linf", call, False, 24), None, (0.1, 0.2), fooled)
+    assert places == [list(range(24))]  # a block of the survivors
+    assert again == (0.2, 24, 8)
+    curve = {"epsilons": [0.0, 0.1, 0.2], "errors": [0.0, 0.0, 1.0], "censored": False}
+    curves = {"apgd_ce_linf": curve, "worst_linf": curve}
+    assert warnings.of_suite(curves, "linf", (0.2, 24, 1)) == warnings.of_suite(curves, "linf") == []
+    (line,) = warnings.of_suite(curves, "linf", again)
+    assert line.startswith(
+        "more restarts still gain: at ε=0.2 the first attack, from another random start, fools 8 of 24"
+    )
+    assert suites.start_again(suites.Stage("apgd_ce_linf", call, False, 6), None, (0.1,), np.ones((1, 5), bool)) is None
+
+
 def test_a_killed_suite_resumes(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -109,7 +135,7 @@ def test_a_killed_suite_resumes(tmp_path, monkeypatch):
     record = Workdir.point
 
     def dying(self, **values):
-        if values["measure"] == "fab_t_linf":
+        if values["measure"] == "fab_t_linf 2":  # its second target
             raise Killed
         record(self, **values)
 
@@ -146,6 +172,13 @@ def test_models_that_make_attacks_weak_are_reported():
     def refining(image):
         return linear(image - 0.01 * jax.grad(lambda x: jax.nn.logsumexp(linear(x), -1).sum())(image))
 
+    steps = lambda image: jnp.round(4 * linear(image)) / 4  # noqa: E731
+    lines = gradalign_jax.evaluate(
+        steps, IMAGE, LABEL, epsilons=(0.1,), suite=Suite("malt", steps=2, targets=1), **OPTIONS
+    )["warnings"]
+    assert any(
+        "no gradient, zero or not a number, on 100.0%" in line and "suite='autoattack'" in line for line in lines
+    )
     options = {"epsilons": (0.1,), "pgd": None, "square": None, **OPTIONS}
     for model, named in (
         (counting, "different logits for the same images"),
@@ -153,3 +186,30 @@ def test_models_that_make_attacks_weak_are_reported():
     ):
         lines = gradalign_jax.evaluate(model, IMAGE, LABEL, **options)["warnings"]
         assert any(named in line for line in lines), (model, lines)
+
+
+@pytest.mark.parametrize("name", ["autoattack", "malt"])
+def test_robust_accuracy_is_that_of_the_pytorch_suite(name):
+    """Within two images in a hundred, from random starts of their own."""
+    peers.adv_lib("attacks.auto_pgd")
+    import torch
+
+    from launch.bench.torch_peer import adversarial
+
+    image, label = peers.images(100)
+    torch.manual_seed(0)
+    images = torch.as_tensor(image).reshape(100, 1, 5, 8)
+    peer = lambda x: peers.torch_logits_fn(x.flatten(1))  # noqa: E731
+    robust = getattr(adversarial, name)(peer, images, torch.as_tensor(label), 0.02, 20, 60).numpy()
+    result = gradalign_jax.evaluate(
+        lambda x: peers.logits_fn(x.reshape(len(x), -1)),
+        image.reshape(100, 5, 8, 1),
+        label,
+        epsilons=(0.02,),
+        suite=Suite(name, steps=20, queries=60),
+        bounds=(0.0, 1.0),
+    )
+    survived = np.array([by is None for by in result["fooled_by"][0]])
+    assert abs(survived.sum() - robust.sum()) <= 2
+    assert np.sum(survived != robust) <= 4
+    assert 20 < survived.sum() < 80

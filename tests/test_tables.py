@@ -539,6 +539,10 @@ def test_suites_are_beside_pgd_of_their_norm(tmp_path):
     assert [texts[name] for name in ("apgd_ce", "fab_t", "square")] == ["–"] * 3
     assert (texts["epsilon"], texts["apgd_t"], texts["pgd"]) == ("0.2", "90 (1)", "100 (1)")
     assert (texts["half_worst"], texts["lower"]) == ("0.2† (1)", "−25† (1)")
+    assert r"\|" not in formats.markdown(table)  # the paper has none of these numbers
+    assert r"\shortstack{90 (1)}" in formats.latex(table)
+    assert "| 0.2 | 100 (1) | – | 90 (1) | – | – | 90 (1) |" in formats.markdown(table)
+    assert r"Cells: ours \| paper \| z." in formats.markdown(table_2(found_in(tmp_path)[1]))
 
 
 def test_suites_of_different_settings_are_not_averaged(tmp_path):

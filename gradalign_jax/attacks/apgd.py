@@ -98,6 +98,8 @@ def search(
             f"steps and restarts must be >= 1, rho in [0, 1], and bounds must ascend, got steps={steps}, "
             f"restarts={restarts}, rho={rho}, bounds={tuple(bounds)}"
         )
+    if restarts > 1 and not random_start:
+        raise ValueError(f"restarts={restarts} without a random start would repeat one ascent: use restarts=1")
     ball, ends = BALLS[norm], periods(steps)
 
     def attack(logits_fn: LogitsFn, key: Array, image: Array, label: Array, epsilon, target: Array | None = None):
@@ -192,8 +194,9 @@ def make(
       bounds: smallest and largest value of an attacked image.
 
     Raises:
-      ValueError: if the norm or loss is unknown, `steps` or `restarts` is below 1, `rho` is outside [0, 1] or `bounds`
-        do not ascend; from the attack, if `loss` needs more classes, or if ε is negative or NaN and not traced.
+      ValueError: if the norm or loss is unknown, `steps` or `restarts` is below 1, several restarts have no random
+        start, `rho` is outside [0, 1] or `bounds` do not ascend; from the attack, if `loss` needs more classes, or if
+        ε is negative or NaN and not traced.
 
     Example:
       >>> import jax, jax.numpy as jnp

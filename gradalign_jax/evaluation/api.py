@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradalign_jax import data, parallel
-from gradalign_jax.evaluation import arguments, model_checks, results, schedule
+from gradalign_jax.evaluation import arguments, model_checks, results, schedule, warnings
 from gradalign_jax.evaluation import directions as further
 from gradalign_jax.evaluation import suite as suites
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square, Suite
@@ -204,10 +204,13 @@ def _measure(
     values = schedule.measure(evaluation, nothing, plan, remember)
     result = results.summarize(values, split, plan)
     if chosen:
-        stages = suites.stages(evaluation, chosen, classes, attacks.bounds)
         wrong = values["clean", None]["predicted"] != split.label
-        outcome = suites.run(stages, nothing, attacks.epsilons, wrong, len(evaluation.devices), remember)
-        suites.add(result, stages, chosen.norm, attacks.epsilons, outcome)
+        part = suites.measure(evaluation, chosen, nothing, attacks.epsilons, wrong, classes, attacks.bounds, remember)
+        for name in ("curves", "epsilon_half", "smallest_epsilon"):
+            result[name] |= part[name]
+        result["fooled_by"] = part["fooled_by"]
+        blind = float(np.mean(values["alignment", None]["zero_gradient"]))
+        result["warnings"] += warnings.blind_suite(chosen.name, blind) + part["warnings"]
     if directions:
         target = values["alignment", None]["target"]
         result["directions"] = further.measure(evaluation, nothing, split, target, directions, remember)

@@ -55,11 +55,11 @@ class Blocks:
         return {"place": np.asarray(range(self.size) if part is None else part, np.int32)}
 
     def program(self, measure: Callable[..., Any], *in_axes: int | None) -> Callable[..., Any]:
-        """Build run(variables, rows, *rest) -> results `[n, ...]` on the host.
+        """Build run(variables, rows, *rest, restart=0) -> results `[n, ...]` on the host.
 
         Args:
           measure: (variables, batch, keys, rows, *rest) -> a tree of arrays `[B, ...]`, on one block; `keys` holds one
-            key per image, `rows` the block's share of the rows.
+            key per image, other keys for another `restart`; `rows` the block's share of the rows.
           in_axes: for each of `rest`, 0 if it has a leading device axis, None if all devices share it.
 
         Raises:
@@ -78,14 +78,15 @@ class Blocks:
         program = self.program(lambda variables, batch, keys, rows: measure(variables, batch))
         return lambda variables: program(variables, self.rows())
 
-    def _run(self, program: Callable, variables: Variables, rows: Rows, *rest: Any) -> Any:
+    def _run(self, program: Callable, variables: Variables, rows: Rows, *rest: Any, restart: int = 0) -> Any:
         count, group = len(rows["place"]), len(self.devices) * self.block
+        key = jax.random.fold_in(jax.random.split(self._key)[0], restart) if restart else self._key
         pending = []
         with memory.limited_by(self._block_key, self.block, self.devices[0]):
             for first in range(0, count, group):  # the last call repeats its last row until the blocks are full
                 some = np.arange(first, first + group).clip(max=count - 1).reshape(len(self.devices), self.block)
                 chosen = parallel.split(jax.tree.map(lambda leaf, some=some: leaf[some], rows), self.devices)
-                pending.append(program(variables, self._data, self._key, chosen, *rest))
+                pending.append(program(variables, self._data, key, chosen, *rest))
             # Every call is dispatched before the first result is fetched, so the devices do not wait.
             results = parallel.fetch(pending)
         return jax.tree.map(

@@ -12,7 +12,9 @@ _ROUNDING = 1e-4  # tolerance for the sum of probabilities, and for two calls of
 
 def collect(logits_fn: LogitsFn, image: Array) -> list[str]:
     """Return warnings about a classifier, a line each, from its logits of a few images `[B, ...]`."""
-    call = jax.jit(logits_fn)  # op by op, a large model would compile for minutes on a GPU
+    # Compiled, because op by op a large model would compile for minutes on a GPU; in a function of our own, because a
+    # callable need not be hashable or allow weak references.
+    call = jax.jit(lambda image: logits_fn(image))
     logits = np.asarray(call(image), np.float64)
     return _random(logits, np.asarray(call(image), np.float64)) + _normalized(logits) + _inner(logits_fn, image)
 

@@ -3,6 +3,7 @@
 ε is traced, so a new value never recompiles. Results are arrays on the host, one row per image; means are taken later.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -85,6 +86,16 @@ class Evaluation:
         self._search, self._queries = search, queries
         self._delta_x = parallel.replicate(delta_x.delta_x if delta_x else (), on)
         self._attacked: dict[str, Callable] = {}
+
+    def resized(self, block: int) -> "Evaluation":
+        """Return this evaluation in blocks of another size, without another copy of the split on the devices."""
+        other = copy.copy(self)
+        other.blocks, other._attacked = self.blocks.resized(block), {}
+        other.block = other.blocks.block
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                vars(other).pop(name, None)  # a program of the other size
+        return other
 
     def _program(self, measure: Callable, *in_axes: int | None) -> Callable:
         """Build a program of measure(model, batch, keys, rows, *rest)."""

@@ -55,10 +55,7 @@ def collect(
     lines = []
     if zero_gradients and any(name.startswith("pgd") for name in curves):
         remedy = "rely on Square Attack there" if loss == "margin" else "attack with the margin loss"
-        lines.append(
-            f"the attacks' loss has no gradient, zero or not a number, on {zero_gradients:.1%} of the images: PGD is "
-            f"blind there, and its errors are too low; {remedy}"
-        )
+        lines.append(_blind(zero_gradients, f"PGD is blind there, and its errors are too low; {remedy}"))
     clean = max((curve["errors"][0] for curve in curves.values()), default=0.0)
     if clean >= 0.5:
         lines.append(f"{clean:.1%} of the images are misclassified without an attack: ε50% is 0 under every attack")
@@ -75,6 +72,18 @@ def collect(
                 "needs more steps or larger ones"
             )
     return lines
+
+
+def _blind(share: float, consequence: str) -> str:
+    return f"the attacks' loss has no gradient, zero or not a number, on {share:.1%} of the images: {consequence}"
+
+
+def blind_suite(name: str, zero_gradients: float) -> list[str]:
+    """Return a line if the cross-entropy has no gradient on a share of the images, for the suite `name`."""
+    if not zero_gradients:
+        return []
+    black_box = "its Square Attack" if name == "autoattack" else "suite='autoattack', whose Square Attack needs none"
+    return [_blind(zero_gradients, f"attacks with gradients may be blind there; rely on {black_box}")]
 
 
 def not_finite(alignments: Mapping[str, np.ndarray]) -> list[str]:
@@ -105,11 +114,26 @@ def far_descent(distance: np.ndarray, smallest_epsilon: np.ndarray) -> list[str]
     ]
 
 
-def of_suite(curves: Mapping[str, Mapping[str, Any]], norm: str) -> list[str]:
-    """Return reasons to doubt a suite's numbers: its curves by attack, in order, each cumulative, and "worst_NORM"."""
+def of_suite(
+    curves: Mapping[str, Mapping[str, Any]], norm: str, again: tuple[float, int, int] | None = None
+) -> list[str]:
+    """Return reasons to doubt a suite's numbers.
+
+    Args:
+      curves: by attack, in order, each cumulative, and as "worst_NORM".
+      norm: of the attacks.
+      again: ε, the number of survivors that the first attack tried from another random start, and how many it fooled.
+    """
     worst = curves[f"worst_{norm}"]
     lines = _of_curve("the worst case of the suite", worst)
     names = [name for name in curves if not name.startswith("worst")]
+    # One image of a few may be a matter of luck.
+    if again and again[2] > max(1, _NOISE * again[1]):
+        epsilon, tried, fooled = again
+        lines.append(
+            f"more restarts still gain: at ε={epsilon:g} the first attack, from another random start, fools {fooled} "
+            f"of {tried} images that survived the whole suite; the worst case is worse than reported"
+        )
     if names[-1].startswith("square"):
         before, after = (np.asarray(curves[name]["errors"]) for name in names[-2:])
         gain, i = max((gain, i) for i, gain in enumerate(after - before))

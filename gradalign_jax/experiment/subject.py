@@ -194,16 +194,14 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
 def _measure_suite(
     subject: Subject, split: data.Split, copies: Any, wrong: np.ndarray, block: int, remember: Any
 ) -> dict[str, Any]:
-    """Run the configured suite of attacks on the test split; return its part of the result (`suite.add`)."""
+    """Run the configured suite of attacks on the test split; return its part of the result."""
     section = subject.config.evaluate
     options = Suite(section.suite, section.norm, section.suite_steps, queries=section.suite_queries)
     epsilons = section.linf_epsilons if options.norm == "linf" else section.l2_epsilons
     square = Square(options.queries, norm=options.norm, precision=options.precision)
     evaluation = subject.evaluation(split, Stream.TEST, Attacks(epsilons, square=square, bounds=subject.bounds), block)
-    stages = suite.stages(evaluation, options, subject.dataset.num_classes, subject.bounds)
-    outcome = suite.run(stages, copies, epsilons, wrong, len(subject.devices), remember)
-    part: dict[str, Any] = {"curves": {}, "epsilon_half": {}, "smallest_epsilon": {}, "warnings": []}
-    suite.add(part, stages, options.norm, epsilons, outcome)
+    classes = subject.dataset.num_classes
+    part = suite.measure(evaluation, options, copies, epsilons, wrong, classes, subject.bounds, remember)
     return {"name": options.name, "norm": options.norm, **part}
 
 

@@ -21,7 +21,19 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout, too
 
 from gradalign_jax.ops import precision
-from launch.bench import accelerator, classifiers, gan, interleaved, machine, nearest, projection, rows, tangent, vrgan
+from launch.bench import (
+    accelerator,
+    classifiers,
+    gan,
+    interleaved,
+    machine,
+    nearest,
+    projection,
+    rows,
+    suites,
+    tangent,
+    vrgan,
+)
 from launch.bench.peers import torch
 
 ITEMS = [*classifiers.ITEMS, *projection.ITEMS, *tangent.ITEMS, *vrgan.ITEMS, *gan.ITEMS, *nearest.ITEMS]
@@ -60,6 +72,8 @@ def run_interleaved(arguments: argparse.Namespace) -> None:
 
 def build(name: str, arguments: argparse.Namespace) -> interleaved.Item:
     """Build one of ITEMS."""
+    if name in suites.ITEMS:
+        return suites.build(name, Path(arguments.lenet), arguments.suite_images, arguments.suite_queries)
     if name in gan.ITEMS:
         return gan.build(arguments.gan_width)
     if name in nearest.ITEMS:
@@ -79,13 +93,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python launch/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ITEMS + [name for name in rows.ROWS if name not in ITEMS]
+    names = [*ITEMS, *suites.ITEMS] + [name for name in rows.ROWS if name not in ITEMS]
     parser.add_argument(
         "--item",
         action="append",
         choices=names,
         metavar="ITEM",
-        help=f"repeatable; default: all. On a CPU: {', '.join(ITEMS)}. On a GPU: {', '.join(rows.ROWS)}",
+        help=f"repeatable; default: all. On a CPU: {', '.join(ITEMS)}; with --lenet {' and '.join(suites.ITEMS)}. On a "
+        f"GPU: {', '.join(rows.ROWS)}",
     )
     parser.add_argument("--rounds", type=int, help="rounds per item (7 interleaved ones; on a GPU 3)")
     parser.add_argument("--output", metavar="JSON", help="also write the results to this file")
@@ -104,9 +119,11 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.rehearse and backend != "cpu":
         parser.error("--rehearse runs on a CPU only")
     arguments.table = arguments.rehearse or backend == "gpu"
-    wrong = set(arguments.item or ()) - set(rows.ROWS if arguments.table else ITEMS)
+    wrong = set(arguments.item or ()) - set(rows.ROWS if arguments.table else (*ITEMS, *suites.ITEMS))
     if wrong:
         parser.error(f"--item={sorted(wrong)[0]} is not available in this mode")
+    if not arguments.lenet and set(arguments.item or ()) & set(suites.ITEMS):
+        parser.error("the suites need --lenet=advertorch-0.2.3.tar.gz (launch/lenet.py)")
     arguments.rounds = arguments.rounds or (1 if arguments.rehearse else 3 if arguments.table else 7)
     return arguments
 
@@ -116,6 +133,9 @@ def add_interleaved_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--quick", action="store_true", help="3 rounds, 2 attack steps for CIFAR")
     group.add_argument("--cifar-attack-steps", type=int, default=40, help="PGD steps of cifar_pgd (40)")
     group.add_argument("--gan-width", type=int, default=256, help="channels of gan_iteration (256, the paper's)")
+    group.add_argument("--lenet", metavar="TAR", help="advertorch-0.2.3.tar.gz, for the suites (launch/lenet.py)")
+    group.add_argument("--suite-images", type=int, default=50, help="MNIST test images of the suites (50)")
+    group.add_argument("--suite-queries", type=int, default=5000, help="queries of AutoAttack's Square Attack (5000)")
     group.add_argument(
         "--cpu-time",
         action="store_true",

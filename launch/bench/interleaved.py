@@ -13,8 +13,8 @@ GAP = 0.1  # seconds between turns, until the other framework's threads have sto
 COLUMNS = ("item", "ours", "authors' way", "lean PyTorch", "authors / ours", "lean / ours")
 COLUMNS += ("compile s", "of matmul rate", "agreement")
 HEADER = f"""
-Milliseconds a step (of a projection: for one image and class; of a share: for one image), medians. Ratios are medians
-over rounds, above 1 where ours is faster.
+Milliseconds a step (of a projection: for one image and class; of a share or suite: for one image), medians. Ratios are
+medians over rounds, above 1 where ours is faster.
 
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|"""
@@ -26,8 +26,8 @@ class Item(NamedTuple):
     Attributes:
       name: the first cell of its row.
       sides: functions that run one step (`steps` of them for "ours") and wait for the result.
-      compile_seconds: time to trace and compile ours.
-      agreement: differences between our results and PyTorch's.
+      compile_seconds: time to trace and compile ours; None: not measured.
+      agreement: differences between our results and PyTorch's, or a function that returns them after the last round.
       flops: operations of one part of a step.
       parts: number of parts that a step's time is divided by; a part is one pair and step of a projection, or
         one image of a share.
@@ -36,8 +36,8 @@ class Item(NamedTuple):
 
     name: str
     sides: dict[str, Callable[[], Any]]
-    compile_seconds: float
-    agreement: str | None
+    compile_seconds: float | None
+    agreement: str | Callable[[], str] | None
     flops: float | None
     parts: int = 1
     steps: int = 1
@@ -77,7 +77,7 @@ def measure(item: Item, rounds: int, machine: dict, clock: Callable[[], float]) 
         "ratio": ratios,
         "compile_seconds": item.compile_seconds,
         "share_of_matmul_rate": rate,
-        "agreement": item.agreement,
+        "agreement": item.agreement() if callable(item.agreement) else item.agreement,
     }
 
 

@@ -16,6 +16,7 @@ from gradalign_jax import data
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment.pairs import select
 from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.storage import shards, weights
@@ -139,8 +140,12 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, gan_run, tmp_path, monkey
             with pytest.raises(Killed):
                 start(tmp_path, small(gan_run))
             assert len(content(tmp_path)) == 1 + count
-    with pytest.raises(RunError, match=r"lacks 1 of its 3 shards, the first is 2"):
-        artifacts.load_projections(tmp_path, data.load("squares32", limit=LIMIT))
+    section = squares32.get_config("align").delta_x
+    section.store = str(tmp_path)
+    with pytest.raises(
+        RunError, match=r"no Δx for 4 of the 6 test images in use, the first is image 10202: finish that"
+    ):
+        artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "test")
     start(tmp_path, small(gan_run))
     assert content(tmp_path) == content(finished[0])
 
@@ -163,7 +168,6 @@ def test_a_damaged_shard_is_logged_and_computed_again(finished, gan_run, tmp_pat
         ({"project.penalty": 0.3}, "penalty"),
         ({"project.steps": (4, 2)}, "steps"),
         ({"precision.projection": "bfloat16"}, "precision"),
-        ({"project.block": 4}, "shard"),
         ({"data.limit": 5}, "data"),
         ({"project.splits": ("test",)}, "splits"),
         ({}, "generator"),
@@ -234,7 +238,7 @@ def test_the_generator_of_training_is_refused_for_measuring(finished, tmp_path):
 
 def test_own_classes_can_be_skipped_and_images_limited(gan_run):
     config = small(gan_run, **{"project.skip_own_class": True, "project.images": 4})
-    pairs = project.select(config, data.load("squares32", limit=LIMIT))
+    pairs = select(config, data.load("squares32", limit=LIMIT))
     assert len(pairs.row) == 8
     assert (pairs.images.label[pairs.row] != pairs.target).all()
 

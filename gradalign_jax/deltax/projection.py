@@ -21,7 +21,7 @@ import optax
 from gradalign_jax.types import Array
 
 GenerateFn = Callable[[Array, Array], Array]  # latents [B, d], classes [B] -> images [B, ...]
-Project = Callable[[GenerateFn, Array, Array], Array]
+Project = Callable[[GenerateFn, Array, Array], Array]  # generate_fn, images [B, ...], one class or [B] -> z [B, d]
 
 
 def make(
@@ -31,10 +31,10 @@ def make(
     latent_dim: int = 128,
     eps: float = 1e-8,
 ) -> Project:
-    """Build `project(generate_fn, image [B, ...], target [B]) -> z [B, latent_dim]`.
+    """Build `project(generate_fn, image [B, ...], target) -> z [B, latent_dim]`; target is one class, or int `[B]`.
 
-    Both phases run in one compiled loop on the device, and only z is differentiated. `project` may be vmapped, and all
-    numbers except `latent_dim` may be traced.
+    Both phases run in one compiled loop on the device, and only z is differentiated. `onto_classes` maps `project` over
+    classes, and all numbers except `latent_dim` may be traced.
 
     Args:
       steps: number of Adam steps without the penalty, and with it.
@@ -67,17 +67,15 @@ def make(
 
 
 def loss(generate_fn: GenerateFn, image: Array, target: Array, z: Array, penalty: float | Array = 0.0) -> Array:
-    """Return L_proj `[B]` of each pair (Eq. 15), by default without the penalty."""
-    difference = generate_fn(z, target) - image
+    """Return L_proj `[B]` of images and one class, or a class each (Eq. 15), by default without the penalty."""
+    difference = generate_fn(z, jnp.broadcast_to(target, image.shape[:1])) - image
     error = jnp.mean(difference**2, axis=tuple(range(1, image.ndim)))
     return error + penalty * jnp.mean(z**2, axis=1)
 
 
-def project_all(project: Project, generate_fn: GenerateFn, image: Array, num_classes: int) -> Array:
-    """Return z* `[B, K, d]` of images `[B, ...]` for every class, as one flat batch: the classes share the weights."""
-    pairs = jnp.repeat(image, num_classes, axis=0)
-    target = jnp.tile(jnp.arange(num_classes, dtype=jnp.int32), image.shape[0])
-    return project(generate_fn, pairs, target).reshape(image.shape[0], num_classes, -1)
+def onto_classes(project: Project, generate_fn: GenerateFn, image: Array, targets: Array) -> Array:
+    """Return z* `[B, D, d]` of images `[B, ...]` for D classes each: `targets`, int `[D]` or `[B, D]`."""
+    return jax.vmap(lambda target: project(generate_fn, image, target), in_axes=-1, out_axes=1)(targets)
 
 
 def delta_x(generate_fn: GenerateFn, image: Array, target: Array, z: Array) -> Array:

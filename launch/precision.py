@@ -268,7 +268,7 @@ def projected(config: ConfigDict, search: str) -> tuple[project.ProjectRun, Proj
     """Project as a run does, and evaluate the result in float32."""
     config.precision.projection = search
     task = project.ProjectRun(config, None)
-    results = task.latents.results(np.arange(len(task.pairs.row)), config.project.steps)
+    results = task.latents.results(np.arange(len(task.pairs.row)), task.latents.steps)
     _, z, loss = map(np.concatenate, zip(*results, strict=True))
     image = pipeline.to_float(jnp.asarray(task.pairs.images.image[task.pairs.row]))
     generate_fn = artifacts.generate_fn(biggan_folded.fold(task.variables), task.dataset.image_shape[0])

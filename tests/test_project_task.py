@@ -167,6 +167,7 @@ def test_a_damaged_shard_is_logged_and_computed_again(finished, gan_run, tmp_pat
     [
         ({"project.penalty": 0.3}, "penalty"),
         ({"project.steps": (4, 2)}, "steps"),
+        ({"project.solver": "fast"}, "solver"),
         ({"precision.projection": "bfloat16"}, "precision"),
         ({"data.limit": 5}, "data"),
         ({"project.splits": ("test",)}, "splits"),
@@ -262,6 +263,9 @@ def test_mnist_is_compared_on_its_own_pixels():
         ({"project.steps": (600.0, 150)}, "two integers"),
         ({"precision.projection": "float16"}, "config.precision.projection"),
         ({"project.eps": 0.0}, "config.project.eps"),
+        ({"project.solver": "slow"}, "config.project.solver"),
+        ({"project.classes": "closest"}, "needs config.project.classifier=DIR"),
+        ({"project.classifier": "nowhere"}, "config.project.classifier='nowhere': no such directory"),
     ],
     ids=str,
 )

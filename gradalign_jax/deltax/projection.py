@@ -5,7 +5,7 @@
 where n is the size of an image and d that of a latent, as in the authors' code; the paper's formula has n twice, but
 its λ are those of the code. z starts at 0 and takes Adam steps without the penalty, then, with a fresh Adam state,
 steps with the penalty. The last iterate is kept. x' = G(z*, c) is the closest image of class c, and Δx = x' - x
-(Eq. 16).
+(Eq. 16). That is `make`; `make_fast` finds an equally low loss in a third of the steps.
 
 The loss is summed, not averaged, over the pairs (image, class) of a batch, so the z of a pair does not depend on the
 other pairs. The authors average over a batch of B, which makes gradients B times smaller and Adam's ε count B times as
@@ -13,6 +13,7 @@ much: `eps` = 1e-8 · B gives their arithmetic up to rounding, in batches of any
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,22 +49,50 @@ def make(
     def project(generate_fn: GenerateFn, image: Array, target: Array) -> Array:
         def descend(z: Array, phase: tuple[Array, Array, Array]) -> tuple[Array, None]:
             count, rate, weight = phase
-            adam = optax.adam(rate, eps=eps)
-
-            def objective(z: Array) -> Array:
-                return loss(generate_fn, image, target, z, weight).sum()
-
-            def step(_, carry):
-                z, state = carry
-                updates, state = adam.update(jax.grad(objective)(z), state)
-                return optax.apply_updates(z, updates), state
-
-            return jax.lax.fori_loop(0, count, step, (z, adam.init(z)))[0], None
+            objective = partial(_objective, generate_fn, image, target, weight)
+            return _descend(objective, z, count, optax.adam(rate, eps=eps)), None
 
         z = jnp.zeros((image.shape[0], latent_dim), jnp.float32)
         return jax.lax.scan(descend, z, phases)[0]
 
     return project
+
+
+def make_fast(
+    steps: int | Array = 250,
+    learning_rate: float | Array = 0.5,
+    penalty: float = 0.03,
+    latent_dim: int = 128,
+    eps: float = 1e-8,
+) -> Project:
+    """Build a `project` as `make` does, of one phase: Adam with the penalty, its rate falling to 0 along a cosine.
+
+    With 2.5 times the learning rate it took a third of the paper's steps to the same loss (launch/README.md).
+    """
+
+    def project(generate_fn: GenerateFn, image: Array, target: Array) -> Array:
+        adam = optax.adam(lambda step: learning_rate * (1 + jnp.cos(jnp.pi * step / steps)) / 2, eps=eps)
+        z = jnp.zeros((image.shape[0], latent_dim), jnp.float32)
+        return _descend(partial(_objective, generate_fn, image, target, penalty), z, steps, adam)
+
+    return project
+
+
+def _objective(generate_fn: GenerateFn, image: Array, target: Array, penalty: float | Array, z: Array) -> Array:
+    return loss(generate_fn, image, target, z, penalty).sum()
+
+
+def _descend(
+    objective: Callable[[Array], Array], z: Array, count: int | Array, adam: optax.GradientTransformation
+) -> Array:
+    """Return z after `count` steps of Adam."""
+
+    def step(_, carry):
+        z, state = carry
+        updates, state = adam.update(jax.grad(objective)(z), state)
+        return optax.apply_updates(z, updates), state
+
+    return jax.lax.fori_loop(0, count, step, (z, adam.init(z)))[0]
 
 
 def loss(generate_fn: GenerateFn, image: Array, target: Array, z: Array, penalty: float | Array = 0.0) -> Array:

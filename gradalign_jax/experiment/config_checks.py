@@ -148,6 +148,7 @@ _PROJECT = {
         lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
     ),
     "project.images": _ZERO_OR_MORE,
+    "project.solver": _one_of("paper", "fast"),
     "project.classes": _one_of("all", "closest"),
     "project.steps": ("must be two integers >= 0", lambda v: len(v) == 2 and min(v) >= 0 and {*map(type, v)} == {int}),
     "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),

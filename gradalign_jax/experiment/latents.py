@@ -32,7 +32,7 @@ class Latents:
       dataset: the data.
       variables, described: the generator (`artifacts.load_gan`).
       devices: what they are computed on.
-      folder: the store's.
+      folder: the store's; None: there is no store.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Latents:
             "precision": self.precision,
             **{name: settings[name] for name in ("steps", "learning_rate", "penalty", "eps")},
             **{name: settings[name] for name in ("splits", "skip_own_class")},
+            **({} if settings.solver == "paper" else {"solver": settings.solver}),
         }
 
     @cached_property
@@ -85,6 +86,7 @@ class Latents:
     @cached_property
     def store(self) -> shards.Store:
         """The store that this run fills, claimed on first use."""
+        assert self.folder is not None, "these Latents were built without a folder"
         return shards.claim(self.folder, self.identity())
 
     def missing(self) -> np.ndarray:
@@ -122,23 +124,34 @@ class Latents:
         """Return the number of images in a block of images × classes."""
         return max(1, round(self.block / classes))
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The number of Adam steps in each phase of the configured solver."""
+        steps = self.config.project.steps
+        return steps if self.config.project.solver == "paper" else (round(sum(steps) / 3),)
+
+    def solver(self, steps: Array) -> projection.Project:
+        """Build the configured solver."""
+        settings = self.config.project
+        rest = settings.penalty, self.described["latent_dim"], settings.eps
+        if settings.solver == "paper":
+            return projection.make(steps, settings.learning_rate, *rest)
+        return projection.make_fast(steps[0], 2.5 * settings.learning_rate[0], *rest)
+
     @cached_property
     def program(self):
         """The projection of a block: (steps, images `[b]`, classes `[b, D]`) -> z and loss `[b, D]`, on every device.
 
         It is traced once for every D.
         """
-        settings, size, images = self.config.project, self.dataset.image_shape[0], self.pairs.images
+        size, images = self.dataset.image_shape[0], self.pairs.images
 
         def block(constants, steps, row, targets):
             self.traces += 1
             folded, exact, images = constants
-            project = projection.make(
-                steps, settings.learning_rate, settings.penalty, self.described["latent_dim"], settings.eps
-            )
             image = pipeline.to_float(images[row])
             with precision.scope(self.precision):
-                z = projection.onto_classes(project, artifacts.generate_fn(folded, size), image, targets)
+                z = projection.onto_classes(self.solver(steps), artifacts.generate_fn(folded, size), image, targets)
             loss = partial(projection.loss, artifacts.generate_fn(exact, size), image)
             return z, jax.vmap(loss, in_axes=1, out_axes=1)(targets, z)
 
@@ -153,7 +166,7 @@ class Latents:
 
         Args:
           pair: numbers of pairs, ascending.
-          steps: as in `projection.make`.
+          steps: number of steps in each phase.
 
         Yields:
           The numbers of the pairs `[devices, b, D]`, -1 for a class that is left out; and z and loss, on the devices.
@@ -161,13 +174,12 @@ class Latents:
         grid = lay_out(self.pairs.row, pair, self.block)
         lines, count = self.lines(grid.shape[1]), len(self.devices)
         for first in range(0, len(grid), lines * count):
-            some = grid[first : first + lines * count]
-            some = np.pad(some, ((0, lines * count - len(some)), (0, 0)), constant_values=-1)
-            computed = np.where(some >= 0, some, some.max(1, keepdims=True))  # an image that is left out: any pair
-            arguments = self.pairs.row[computed[:, 0]], self.pairs.target[computed]
-            blocks = (a.reshape(count, lines, *a.shape[1:]) for a in (some, *arguments))
-            numbers, *arguments = blocks
-            yield numbers, self.program(np.asarray(steps, np.int32), *parallel.split(tuple(arguments), self.devices))
+            chosen = grid[first : first + lines * count]
+            chosen = np.pad(chosen, ((0, lines * count - len(chosen)), (0, 0)), constant_values=-1)
+            chosen = chosen.reshape(count, lines, -1)
+            computed = np.where(chosen >= 0, chosen, chosen.max(-1, keepdims=True))  # what is left out: any pair
+            arguments = parallel.split((self.pairs.row[computed[..., 0]], self.pairs.target[computed]), self.devices)
+            yield chosen, self.program(np.asarray(steps, np.int32), *arguments)
 
     def results(self, pair: np.ndarray, steps: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield the numbers of pairs `[n]`, their latents `[n, d]` and losses `[n]`, call by call.
@@ -202,7 +214,7 @@ class Latents:
         awaited = np.bincount(missing // size)
         found: dict[int, list] = {}
         with progress_bar(total=len(missing), unit="pair", desc="projecting") as bar:
-            for numbers, z, loss in self.results(missing, self.config.project.steps):
+            for numbers, z, loss in self.results(missing, self.steps):
                 for shard in np.unique(numbers // size):
                     own = numbers // size == shard
                     parts = found.setdefault(int(shard), [])

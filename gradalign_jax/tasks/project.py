@@ -188,15 +188,16 @@ class ProjectRun:
 
         arrays = {"image": image, "label": label, "projected": columns(estimate.delta_x)}
         pictures.draw_projections(self.workdir.path / "projections.png", image, arrays["projected"], label)
-        first = split.index[a_few(split, 1)]
-        arrays["projected_first"] = columns(self.after_first_phase(estimate, first))
+        if self.config.project.solver == "paper":
+            arrays["projected_first"] = columns(self.after_first_phase(estimate, split.index[a_few(split, 1)]))
         if self.dataset.delta_x is not None:
             arrays["delta_x"] = self.dataset.delta_x(image, label, 1 - label, index)
         pictures.write_arrays(self.workdir.path / "pictures.npz", **arrays)  # for the report, which runs without JAX
 
     def after_first_phase(self, estimate: Estimate, index: np.ndarray) -> Partial:
         """Return Δ̂x as it was before the steps with the penalty, for some images; NaN for all others."""
-        (arrays,) = estimate.delta_x.args
+        vector: Any = estimate.delta_x
+        (arrays,) = vector.args
         row, target = np.nonzero(estimate.covered & np.isin(estimate.index, index)[:, None])
         pair = self.pairs.find(estimate.index[row], target)
         place = arrays["pair"][row, target][np.argsort(pair)]
@@ -204,7 +205,7 @@ class ProjectRun:
         numbers, z, _ = map(np.concatenate, zip(*found, strict=True))
         latents = np.full_like(arrays["z"], np.nan)
         latents[place[np.searchsorted(np.sort(pair), numbers)]] = z
-        return Partial(estimate.delta_x.func, arrays | {"z": latents})
+        return Partial(vector.func, arrays | {"z": latents})
 
 
 def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
@@ -223,4 +224,6 @@ def table(outcome: Mapping[str, Any]) -> str:
         here = f"{outcome['similarity']:.3f} ± {outcome['similarity_sd']:.3f}"
         mean, sd = paper.SIMILARITY[outcome["dataset"]]
         lines.append(f"sim(Δx, Δ̂x)  here {here} (over images), paper {mean:.3f} ± {sd:.3f}")
+    if outcome.get("moved") is not None:
+        lines.append(f"x̂′ that the classifier assigns to their class: {outcome['moved']:.1%}")
     return "\n".join(lines + [f"note: {note}" for note in outcome["notes"]])

@@ -166,8 +166,8 @@ def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any
         latents, classes = project_task.ProjectRun(config, None).latents, dataset.num_classes
         targets = np.zeros((len(on), latents.lines(classes), classes), np.int32)
         arguments = parallel.split((targets[..., 0], targets), latents.devices)
-        latents.program(np.asarray(config.project.steps, np.int32), *arguments)
-    steps = sum(config.project.steps)
+        latents.program(np.asarray(latents.steps, np.int32), *arguments)
+    steps = sum(latents.steps)
     mean_phase = steps // 2  # the length of a phase is an argument
     return Program(caught.traced, steps, targets[0].size, "project.block", macs, mean_phase)
 

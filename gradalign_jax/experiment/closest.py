@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gradalign_jax import alignment, data, memory, parallel
+from gradalign_jax import alignment, data, parallel
 from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.evaluation.programs import Model
 from gradalign_jax.experiment import artifacts
@@ -36,15 +36,21 @@ def load(directory: str, dataset: data.Dataset) -> Judge:
     return Judge(create_classifier(config, dataset), variables, described["digest"])
 
 
-def classes(judge: Judge, images: data.Split, on: Sequence[jax.Device]) -> np.ndarray:
-    """Return which classes are c̃ (Eq. 5) of each image, bool `[N, K]`: one, or several that are equally close."""
+def classes(judge: Judge, images: data.Split, on: Sequence[jax.Device], block: int) -> np.ndarray:
+    """Return which classes are c̃ (Eq. 5) of each image, bool `[N, K]`: one, or several that are equally close.
+
+    Args:
+      judge: the classifier.
+      images: `[N, ...]`.
+      on: the devices.
+      block: images per device and program call.
+    """
 
     def distances(variables, batch):
         return alignment.by_class(Model(judge.classifier, variables), None, *batch)["distance"]
 
-    block = memory.block("evaluate", images.image.shape[1:], list(on))
-    distance = Blocks(images, on=on, block=block).map(distances)(parallel.replicate(judge.variables, on))
-    return nearest(distance, images.label)
+    blocks = Blocks(images, on=on, block=block, block_key="config.project.block")
+    return nearest(blocks.map(distances)(parallel.replicate(judge.variables, on)), images.label)
 
 
 def nearest(distance: np.ndarray, label: np.ndarray) -> np.ndarray:

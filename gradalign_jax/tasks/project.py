@@ -66,7 +66,7 @@ class ProjectRun:
         lacking = self.latents.missing()
         if self.judge is None or self.config.project.classes == "all" or not len(lacking):
             return lacking
-        wanted = closest.classes(self.judge, self.pairs.images, self.devices)
+        wanted = closest.classes(self.judge, self.pairs.images, self.devices, self.latents.block)
         return lacking[wanted[self.pairs.row[lacking], self.pairs.target[lacking]]]
 
     def run(self) -> dict[str, Any]:

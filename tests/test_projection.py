@@ -73,9 +73,9 @@ def test_the_fast_solver_equals_a_float64_loop():
         for t in range(1, 21):
             y = np.tanh(a[c] @ expected + b[c])
             gradient = a[c].T @ (2 * (y - x) * (1 - y**2)) / x.size + 0.7 * 2 * expected / 5
-            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            m, v = 0.8 * m + 0.2 * gradient, 0.95 * v + 0.05 * gradient**2
             rate = 0.2 * np.cos(np.pi * (t - 1) / 40) ** 2
-            expected = expected - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-4)
+            expected = expected - rate * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-4)
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 

@@ -206,7 +206,7 @@ class Latents:
 
         Raises:
           OutOfMemoryError: if a block does not fit into a device's memory.
-          RunError: as of `write`.
+          RunError: if a search diverged, or a shard cannot be written.
         """
         if not len(missing):
             return

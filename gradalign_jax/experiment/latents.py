@@ -190,7 +190,7 @@ class Latents:
 
         def fetch(numbers, result):
             kept = numbers >= 0
-            return numbers[kept], *(rows[kept] for rows in jax.device_get(result))
+            return numbers[kept], *(rows[kept] for rows in parallel.fetch(result))
 
         with memory.limited_by("config.project.block", self.block, self.devices[0]):
             pending = None

@@ -130,8 +130,9 @@ class ProjectRun:
             arguments = batch.image, batch.label, 1 - batch.label, batch.index
             return alignment.cosine_similarity(self.dataset.delta_x(*arguments), delta_x(*arguments))
 
-        blocks = Blocks(self.shown(), on=self.devices[:1], block=self.latents.block, block_key="config.project.block")
-        return blocks.map(cosine)(parallel.replicate(estimate.delta_x, self.devices[:1]))
+        on = parallel.local(self.devices)[:1]
+        blocks = Blocks(self.shown(), on=on, block=self.latents.block, block_key="config.project.block")
+        return blocks.map(cosine)(parallel.replicate(estimate.delta_x, on))
 
     def moves(self, estimate: Estimate) -> dict[str, Any]:
         """Return how far and how well the shown images move to each class.
@@ -154,9 +155,10 @@ class ProjectRun:
 
             return jax.tree.map(jnp.transpose, jax.lax.map(towards, jnp.arange(classes)))
 
-        blocks = Blocks(images, on=self.devices[:1], block=self.latents.block, block_key="config.project.block")
+        on = parallel.local(self.devices)[:1]
+        blocks = Blocks(images, on=on, block=self.latents.block, block_key="config.project.block")
         arguments = estimate.delta_x, judge.variables if judge else ()
-        found = blocks.map(measure)(parallel.replicate(arguments, self.devices[:1]))  # [N, K]
+        found = blocks.map(measure)(parallel.replicate(arguments, on))  # [N, K]
         held = np.isfinite(found["norm"])
         other = held & (np.arange(classes) != images.label[:, None])
         norms: dict[str, dict[str, float]] = {f"delta_to_{target}": {} for target in range(classes)}

@@ -107,7 +107,7 @@ def test_the_tangent_space_at_a_stored_projection(finished, gan_run, tmp_path):
     basis = jax.jit(lambda space, *rows: space(*rows))(space, label, index)
     assert basis.shape == (LIMIT, 32 * 32, 128)
     arrays = space.args[0]
-    z = arrays["z"][arrays["row"][split.index], split.label]
+    z = arrays["z"][arrays["pair"][arrays["row"][split.index], split.label]]
     generate = jax.jit(artifacts.generate_fn(arrays["generator"], 32))
     step = 1e-3 * np.random.default_rng(0).normal(size=z.shape).astype(np.float32)
     moved = generate(z + step, label) - generate(z - step, label)

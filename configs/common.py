@@ -255,12 +255,16 @@ def project(dataset: str, penalty: float, learning_rate: float, batch: int, smok
     config.project.ema = False  # use the averaged generator; the authors use the raw one
     config.project.splits = ("train", "validation", "test")
     config.project.images = 0  # number of images per split (0 = all)
+    config.project.classes = "all"  # closest: only c̃ of `classifier`, once more for each further classifier
+    config.project.classifier = ""  # directory of a finished classifier run; it also judges the projections
     config.project.skip_own_class = False  # skip each image's own class, which Δx never needs
+    # fast: a third of all steps, in one phase with the penalty; Adam's rate falls from 2.5 times the first to 0
+    config.project.solver = "paper"
     config.project.steps = (600, 150)  # of Adam, first without and then with the penalty (paper A.3)
     config.project.learning_rate = (learning_rate, learning_rate)
     config.project.penalty = penalty  # λ_Regz (Eq. 15)
     config.project.eps = 1e-8 * batch  # Adam's ε for the loss of one pair: 1e-8 for the mean over the authors' batch
-    # pairs per device and program, and per shard of the store; 0: 16 on a CPU, else as many as memory allows
+    # pairs per device and program; 0: 16 on a CPU, else as many as memory allows
     config.project.block = 0
     if smoke:
         config.data.limit = 512

@@ -125,12 +125,14 @@ class Estimate(NamedTuple):
     delta_x: (image, label, target, index) -> `[B, ...]`; a `jax.tree_util.Partial` whose leaves are the arrays that it
       computes from (a generator's weights, stored latents), so that programs take them as an argument.
     described: the source, for the run's result.
-    index: places in the data set of the examples that it covers; None: all.
+    index: ascending places in the data set of the examples that it covers; None: all.
+    covered: which classes it covers of each of those examples, bool `[n, K]`; None: all.
     """
 
     delta_x: DeltaX
     described: dict[str, Any]
     index: Any = None
+    covered: Any = None
 
 
 class Classifier(NamedTuple):

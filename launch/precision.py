@@ -268,13 +268,8 @@ def projected(config: ConfigDict, search: str) -> tuple[project.ProjectRun, Proj
     """Project as a run does, and evaluate the result in float32."""
     config.precision.projection = search
     task = project.ProjectRun(config, None)
-    program, results = task.program(), []
-    for shards, taken in task.calls(list(range(-(-len(task.pairs.row) // task.block)))):
-        found = jax.device_get(
-            program(*parallel.split((task.pairs.row[taken], task.pairs.target[taken]), task.devices))
-        )
-        results += list(zip(*found, strict=True))[: len(shards)]
-    z, loss = (np.concatenate(each)[: len(task.pairs.row)] for each in zip(*results, strict=True))
+    results = task.latents.results(np.arange(len(task.pairs.row)), task.latents.steps)
+    _, z, loss = map(np.concatenate, zip(*results, strict=True))
     image = pipeline.to_float(jnp.asarray(task.pairs.images.image[task.pairs.row]))
     generate_fn = artifacts.generate_fn(biggan_folded.fold(task.variables), task.dataset.image_shape[0])
     delta_x = jax.jit(lambda *a: projection.delta_x(generate_fn, *a))(image, task.pairs.target, z)

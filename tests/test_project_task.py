@@ -16,6 +16,7 @@ from gradalign_jax import data
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment.pairs import select
 from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.storage import shards, weights
@@ -106,7 +107,7 @@ def test_the_tangent_space_at_a_stored_projection(finished, gan_run, tmp_path):
     basis = jax.jit(lambda space, *rows: space(*rows))(space, label, index)
     assert basis.shape == (LIMIT, 32 * 32, 128)
     arrays = space.args[0]
-    z = arrays["z"][arrays["row"][split.index], split.label]
+    z = arrays["z"][arrays["pair"][arrays["row"][split.index], split.label]]
     generate = jax.jit(artifacts.generate_fn(arrays["generator"], 32))
     step = 1e-3 * np.random.default_rng(0).normal(size=z.shape).astype(np.float32)
     moved = generate(z + step, label) - generate(z - step, label)
@@ -139,8 +140,12 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, gan_run, tmp_path, monkey
             with pytest.raises(Killed):
                 start(tmp_path, small(gan_run))
             assert len(content(tmp_path)) == 1 + count
-    with pytest.raises(RunError, match=r"lacks 1 of its 3 shards, the first is 2"):
-        artifacts.load_projections(tmp_path, data.load("squares32", limit=LIMIT))
+    section = squares32.get_config("align").delta_x
+    section.store = str(tmp_path)
+    with pytest.raises(
+        RunError, match=r"no Δx for 4 of the 6 test images in use, the first is image 10202: finish that"
+    ):
+        artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "test")
     start(tmp_path, small(gan_run))
     assert content(tmp_path) == content(finished[0])
 
@@ -162,8 +167,8 @@ def test_a_damaged_shard_is_logged_and_computed_again(finished, gan_run, tmp_pat
     [
         ({"project.penalty": 0.3}, "penalty"),
         ({"project.steps": (4, 2)}, "steps"),
+        ({"project.solver": "fast"}, "solver"),
         ({"precision.projection": "bfloat16"}, "precision"),
-        ({"project.block": 4}, "shard"),
         ({"data.limit": 5}, "data"),
         ({"project.splits": ("test",)}, "splits"),
         ({}, "generator"),
@@ -234,7 +239,7 @@ def test_the_generator_of_training_is_refused_for_measuring(finished, tmp_path):
 
 def test_own_classes_can_be_skipped_and_images_limited(gan_run):
     config = small(gan_run, **{"project.skip_own_class": True, "project.images": 4})
-    pairs = project.select(config, data.load("squares32", limit=LIMIT))
+    pairs = select(config, data.load("squares32", limit=LIMIT))
     assert len(pairs.row) == 8
     assert (pairs.images.label[pairs.row] != pairs.target).all()
 
@@ -258,6 +263,9 @@ def test_mnist_is_compared_on_its_own_pixels():
         ({"project.steps": (600.0, 150)}, "two integers"),
         ({"precision.projection": "float16"}, "config.precision.projection"),
         ({"project.eps": 0.0}, "config.project.eps"),
+        ({"project.solver": "slow"}, "config.project.solver"),
+        ({"project.classes": "closest"}, "needs config.project.classifier=DIR"),
+        ({"project.classifier": "nowhere"}, "config.project.classifier='nowhere': no such directory"),
     ],
     ids=str,
 )

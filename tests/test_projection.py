@@ -62,14 +62,35 @@ def test_adam_and_loss_equal_a_float64_loop():
     assert np.abs(z - one_phase).max() > 1e-2  # the second phase, its penalty and its fresh state matter
 
 
-def test_a_flat_batch_of_all_classes_equals_vmap():
+def test_the_fast_solver_equals_a_float64_loop():
+    rng = np.random.default_rng(2)
+    generate_fn, a, b = tanh_generator(rng)
+    image, target = rng.uniform(-1, 1, (6, 4, 3, 2)), np.array([0, 1, 2, 0, 1, 2])
+    find = projection.make_fast(20, 0.2, penalty=0.7, latent_dim=5, eps=1e-4)
+    z = jax.jit(lambda image: find(generate_fn, image, target))(jnp.asarray(image, jnp.float32))
+    for x, c, ours in zip(image.reshape(6, -1), target, z, strict=True):
+        expected, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
+        for t in range(1, 21):
+            y = np.tanh(a[c] @ expected + b[c])
+            gradient = a[c].T @ (2 * (y - x) * (1 - y**2)) / x.size + 0.7 * 2 * expected / 5
+            m, v = 0.8 * m + 0.2 * gradient, 0.95 * v + 0.05 * gradient**2
+            rate = 0.2 * np.cos(np.pi * (t - 1) / 40) ** 2
+            expected = expected - rate * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-4)
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_images_by_classes_equal_flat_pairs():
     generate_fn, *_ = tanh_generator(np.random.default_rng(1))
     image = jax.random.uniform(jax.random.key(0), (4, 4, 3, 2), minval=-1)
     find = projection.make((20, 5), latent_dim=5)
-    flat = jax.jit(lambda image: projection.project_all(find, generate_fn, image, 3))(image)
-    mapped = jax.vmap(lambda c: find(generate_fn, image, jnp.full(4, c)), out_axes=1)(jnp.arange(3))
-    chex.assert_trees_all_close(flat, mapped, atol=1e-5)
+    flat = jax.jit(lambda image, target: find(generate_fn, image, target))(
+        jnp.repeat(image, 3, axis=0), jnp.tile(jnp.arange(3), 4)
+    ).reshape(4, 3, 5)
+    onto = jax.jit(lambda image, targets: projection.onto_classes(find, generate_fn, image, targets))
+    chex.assert_trees_all_close(onto(image, jnp.arange(3)), flat, atol=1e-5)
     assert np.abs(np.asarray(flat[:, 0] - flat[:, 1])).max() > 0.1
+    two = np.array([[0, 2], [1, 2], [2, 0], [1, 0]])  # other classes for every image
+    chex.assert_trees_all_close(onto(image, two), flat[np.arange(4)[:, None], two], atol=1e-5)
 
 
 # ---- the generator, folded

@@ -17,7 +17,7 @@ import pytest
 
 from gradalign_jax import paper
 from gradalign_jax.report import __main__ as report
-from gradalign_jax.report import arrays, checks, figures_geometry, formats, page, results, runs, tables, text
+from gradalign_jax.report import arrays, checks, figures_geometry, formats, page, results, runs, style, tables, text
 from gradalign_jax.report.figures import FIGURES
 from gradalign_jax.report.tables_classifiers import table_2
 from made_up_runs import GRID, classifier, found_in, series, suite, write
@@ -90,6 +90,20 @@ def whole(tmp_path_factory):
     (root / "broken" / "result.json").write_text('{"dataset": "sph')
     assert report.main([str(root), f"--output={root / 'out'}"]) == 0
     return root
+
+
+def test_projections_before_the_penalty_are_drawn_below_the_last(tmp_path):
+    run = write(tmp_path, {"dataset": "mnist", "task": "project", "seed": 0, "similarity": None})
+    projected = np.linspace(-1, 1, 2 * 10 * 64).reshape(2, 10, 8, 8, 1)
+    first = np.where(np.arange(2)[:, None, None, None, None] == 0, -projected, np.nan)
+    pictures(run, image=projected[:, 0], label=[3, 5], projected=projected, projected_first=first)
+    (figure,) = [figure for figure in FIGURES if figure.name == "figureS5"]
+    drawn = figure.draw(style.Inputs(*found_in(tmp_path)), style.LIGHT)
+    (axis,) = drawn.axes
+    assert [name.get_text() for name in axis.get_yticklabels()] == ["3", "before the penalty", "5"]
+    assert len(axis.images) == 2 * 11 + 10  # x stands beside the last ones alone
+    shown = np.stack([image.get_array() for image in axis.images[11:21]])
+    np.testing.assert_array_equal(shown, first[0, ..., 0].astype(np.float32))
 
 
 class Links(HTMLParser):

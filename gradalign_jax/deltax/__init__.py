@@ -14,7 +14,8 @@ Each has a constructor `make(...)` that returns `delta_x(image, label, target, i
     encoder      a conditional GAN's image, by a learned latent      make(generate_fn, images, labels)
 
 `projection` searches the manifold of a conditional GAN, which takes hours for a data set, so it has two steps:
-`make(...) -> project(generate_fn, image, target) -> z`, and `delta_x(generate_fn, image, target, z)`.
+`make(...)` or `make_fast(...)` returns `project(generate_fn, image, target) -> z`, and
+`delta_x(generate_fn, image, target, z)` is the vector.
 
 `python launch/deltax.py` scores them; launch/README.md has the tables, and which one to use.
 

@@ -31,7 +31,9 @@ IMPORTED = "imported"  # the method of a classifier that no run trained (gradali
 # ---- Δx
 
 
-def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images: int = 0) -> Estimate | None:
+def load_delta_x(
+    section: ConfigDict, dataset: data.Dataset, split: str, images: int = 0, some_classes: bool = False
+) -> Estimate | None:
     """Load the Δx that a config section names.
 
     Args:
@@ -41,12 +43,14 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
         set. Without any of them the Δx is exact, if the data set has one.
       dataset: the data.
       split, images: the examples that need a Δx: the first `images` of a split (0 = all).
+      some_classes: whether to accept a Δx to some of the other classes alone; `check_targets` then refuses others.
 
     Returns:
       The Δx, or None where there is none.
 
     Raises:
-      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images.
+      RunError: if the directory's run is unfinished, damaged, of another data set, or lacks some of those images or
+        their classes.
     """
     name = section.get("name", section.get("delta_x", ""))
     of_classifier = partial(load_teacher, epsilon=section.teacher_epsilon)
@@ -55,7 +59,8 @@ def load_delta_x(section: ConfigDict, dataset: data.Dataset, split: str, images:
         if section[key]:
             estimate = load(section[key], dataset)
             if split in dataset.splits:
-                _check_covers(section[key], estimate, split, dataset.splits[split].index[: images or None])
+                needed = data.Split(*(rows[: images or None] for rows in dataset.splits[split]))
+                _check_covers(section[key], estimate, split, needed, some_classes)
             return estimate
     if name and name != "exact":
         return _from_training_images(name, dataset, {"k": section.neighbors} if section.neighbors else {})
@@ -76,15 +81,52 @@ def training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(data.to_float(jnp.asarray(train.image))), np.asarray(train.label)
 
 
-def _check_covers(directory: str, estimate: Estimate, split: str, index: np.ndarray) -> None:
+def _check_covers(
+    directory: str, estimate: Estimate, split: str, needed: data.Split, some_classes: bool = False
+) -> None:
     if estimate.index is None:
         return
-    lacking = index[~np.isin(index, estimate.index)]
+    lacking = needed.index[~np.isin(needed.index, estimate.index)]
     if len(lacking):
         raise RunError(
-            f"{directory} has no Δx for {len(lacking)} of the {len(index)} {split} images in use, the first is image "
-            f"{lacking[0]}: project those too (config.project.splits, config.project.images), or use fewer "
-            "(config.data.limit, config.evaluate.images)"
+            f"{directory} has no Δx for {len(lacking)} of the {len(needed.index)} {split} images in use, the first is "
+            f"image {lacking[0]}: finish that run, project those too (config.project.splits, config.project.images), "
+            "or use fewer (config.data.limit, config.evaluate.images)"
+        )
+    if estimate.covered is None or some_classes:
+        return
+    held = estimate.covered[np.searchsorted(estimate.index, needed.index)]
+    own = np.arange(held.shape[1]) == needed.label[:, None]
+    row, target = np.nonzero(~(held | own))
+    if len(row):
+        raise RunError(
+            f"{directory} has no Δx for {len(row)} pairs of a {split} image and another class, the first is image "
+            f"{needed.index[row[0]]} to class {target[0]}: type its project command again, with "
+            "--config.project.classes=all if that had another value"
+        )
+
+
+def check_targets(directory: str, estimate: Estimate | None, index: np.ndarray, target: Any, classifier: str) -> None:
+    """Refuse a store that lacks the Δx to the closest classes of a classifier.
+
+    Args:
+      directory: the store's run.
+      estimate: the Δx that measures; None: there is none.
+      index, target: places in the data set `[n]` and c̃ `[n]` of some of the images that it covers.
+      classifier: directory of the classifier's run.
+
+    Raises:
+      RunError: if a pair is missing.
+    """
+    if estimate is None or estimate.covered is None:
+        return
+    lacking = np.flatnonzero(~estimate.covered[np.searchsorted(estimate.index, index), target])
+    if len(lacking):
+        first = lacking[0]
+        raise RunError(
+            f"{directory} has no Δx to the closest class of {len(lacking)} of the first {len(index)} images, the first "
+            f"is image {index[first]} to class {target[first]}: type its project command again, with "
+            f"--config.project.classes=closest --config.project.classifier={classifier}"
         )
 
 
@@ -269,19 +311,21 @@ def image_hashes(images: data.Split) -> np.ndarray:
 
 
 def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
-    """Load the Δx of a finished projection run: G(z*, target) - x (Eq. 16), with x' generated on demand.
+    """Load the Δx of a projection run: G(z*, target) - x (Eq. 16), with x' generated on demand.
+
+    The Δx to a class that the store does not hold is NaN; the estimate's `covered` tells which it holds.
 
     Raises:
-      RunError: if the run is unfinished, damaged, or of another data set, or its images differ from this data set's.
+      RunError: if the store is empty, damaged, or of another data set, or its images differ from this data set's.
     """
     arrays, described, index = _load_store(Path(directory), dataset)
     size = dataset.image_shape[0]
 
     def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
-        chosen = arrays["z"][arrays["row"][index], target]
+        chosen = arrays["z"][arrays["pair"][arrays["row"][index], target]]
         return projection.delta_x(generate_fn(arrays["generator"], size), image, target, chosen)
 
-    return Estimate(Partial(delta_x, arrays), described, index)
+    return Estimate(Partial(delta_x, arrays), described, index, arrays["pair"] < len(arrays["z"]) - 1)
 
 
 def load_tangent_space(directory: str | os.PathLike, dataset: data.Dataset, split: data.Split) -> Partial:
@@ -297,7 +341,8 @@ def load_tangent_space(directory: str | os.PathLike, dataset: data.Dataset, spli
     """
     arrays, _, index = _load_store(Path(directory), dataset)
     covered = np.isin(split.index, index)
-    covered[covered] = np.any(arrays["z"][arrays["row"][split.index[covered]], split.label[covered]] != 0, axis=-1)
+    pair = arrays["pair"][arrays["row"][split.index[covered]], split.label[covered]]
+    covered[covered] = pair < len(arrays["z"]) - 1
     if not covered.all():
         raise RunError(
             f"{directory} has no projection of image {split.index[~covered][0]} onto its own class: project the test "
@@ -306,14 +351,15 @@ def load_tangent_space(directory: str | os.PathLike, dataset: data.Dataset, spli
     size = dataset.image_shape[0]
 
     def basis(arrays: dict[str, Any], label: Array, index: Array) -> Array:
-        z = arrays["z"][arrays["row"][index], label]
+        z = arrays["z"][arrays["pair"][arrays["row"][index], label]]
         return tangent.basis(tangent.jacobian(generate_fn(arrays["generator"], size), z, label))
 
     return Partial(basis, arrays)
 
 
 def _load_store(directory: Path, dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
-    """Return a projection run's arrays (latents `z`, `row` of each image, folded `generator`), source and images.
+    """Return a projection run's arrays (latents `z`, the `row` of each image in `pair`, which holds each
+    class's row of z, folded `generator`), source and images.
 
     Raises:
       RunError: as `load_projections`.
@@ -329,11 +375,13 @@ def _load_store(directory: Path, dataset: data.Dataset) -> tuple[dict[str, Any],
     _check_images(directory, dataset, index, pairs["image"][first])
     row = np.zeros(index[-1] + 1, np.int32)
     row[index] = np.arange(len(index), dtype=np.int32)
-    z = np.zeros((len(index), dataset.num_classes, pairs["z"].shape[1]), np.float32)
-    z[row[pairs["index"]], pairs["target"]] = pairs["z"]
+    count, latent_dim = pairs["z"].shape
+    pair = np.full((len(index), dataset.num_classes), count, np.int32)  # the row of z; the last stands for none
+    pair[row[pairs["index"]], pairs["target"]] = np.arange(count)
+    z = np.concatenate([pairs["z"], np.full((1, latent_dim), np.nan, np.float32)])
     of = {name: described[name] for name in ("digest", "run")}
     described = {"source": "projection", **of, "store": found.identity}
-    return {"z": z, "row": row, "generator": biggan_folded.fold(variables)}, described, index
+    return {"z": z, "pair": pair, "row": row, "generator": biggan_folded.fold(variables)}, described, index
 
 
 def _check_images(directory: Path, dataset: data.Dataset, index: np.ndarray, expected: np.ndarray) -> None:

@@ -49,7 +49,7 @@ EXACT_DELTA_X = ("spheres", "squares", "squares32")
 _PATHS = (
     *("data.dir", "data.cache", "data.folder", "classifier", "model.pretrained", "gan.classifier"),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
-    *("delta_x.teacher", "evaluate.teacher"),
+    *("delta_x.teacher", "evaluate.teacher", "project.classifier"),
 )
 
 # Rules for keys that every task has; those of each task follow.
@@ -148,6 +148,8 @@ _PROJECT = {
         lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
     ),
     "project.images": _ZERO_OR_MORE,
+    "project.solver": _one_of("paper", "fast"),
+    "project.classes": _one_of("all", "closest"),
     "project.steps": ("must be two integers >= 0", lambda v: len(v) == 2 and min(v) >= 0 and {*map(type, v)} == {int}),
     "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),
     "project.penalty": _ZERO_OR_MORE,
@@ -351,6 +353,15 @@ def _check_project(config: ConfigDict) -> None:
         raise ValueError("config.project.generator is missing: give the directory of a gan run of this data set")
     if not os.path.isdir(directory):
         raise ValueError(f"config.project.generator={directory!r}: no such directory; give a finished gan run's")
+    classifier = config.project.classifier
+    if classifier and not os.path.isdir(classifier):
+        raise ValueError(
+            f"config.project.classifier={classifier!r}: no such directory; give a finished classifier run's"
+        )
+    if config.project.classes == "closest" and not classifier:
+        raise ValueError(
+            "config.project.classes='closest' needs config.project.classifier=DIR of a finished classifier run"
+        )
 
 
 # Checks of several keys together, and of files.

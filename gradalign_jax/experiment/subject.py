@@ -125,15 +125,18 @@ class Subject(NamedTuple):
         )
 
 
-def load_subject(config: ConfigDict, run: ConfigDict, batch_size: int) -> Subject:
-    """Build the subject of a task; model and seed are those of `run`, the config that trains or trained it."""
+def load_subject(config: ConfigDict, run: ConfigDict, batch_size: int, some_classes: bool = False) -> Subject:
+    """Build the subject of a task; model and seed are those of `run`, the config that trains or trained it.
+
+    `some_classes`: as in `artifacts.load_delta_x`.
+    """
     dataset = batches.load(config)
     return Subject(
         config,
         dataset,
         create_classifier(run, dataset),
         attack_bounds(config, dataset),
-        artifacts.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images),
+        artifacts.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images, some_classes),
         parallel.devices(config.devices, batch_size),
         jax.random.key(run.seed),
     )
@@ -168,15 +171,23 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
     plan = schedule.plan(attacks, by_class)
     block, value = _recorded_block(subject, workdir)
     evaluation = subject.evaluation(split, Stream.TEST, attacks, block)
-    copies = parallel.replicate(variables, subject.devices)
+    copies, measuring = parallel.replicate(variables, subject.devices), subject.measuring
+
+    def compute(point: schedule.Point) -> dict[str, list]:
+        found = point.compute()
+        if point.measure == "alignment":  # before the attacks
+            index = split.index[point.part.start : point.part.stop]
+            artifacts.check_targets(
+                config.evaluate.store, measuring, index, found["target"], config.get("classifier", "")
+            )
+        return found
 
     def remember(point: schedule.Point) -> dict[str, list]:
-        return value(point.measure, point.epsilon, point.part.start, point.compute)
+        return value(point.measure, point.epsilon, point.part.start, lambda: compute(point))
 
     values = schedule.measure(evaluation, copies, plan, remember)
     if by_class:
         write_atomically(workdir.path / "images.csv", results.table_of_images(values, split, plan))
-    measuring = subject.measuring
     result = results.summarize(values, split, plan) | {"delta_x": measuring and dict(measuring.described)}
     if config.evaluate.suite != "paper":
         wrong = values["clean", None]["predicted"] != split.label

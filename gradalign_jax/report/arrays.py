@@ -3,7 +3,8 @@
 A classifier's pictures.npz holds `image`, `label`, `target` (c̃), `gradient` and, where one measured it, `delta_x`,
 `[N, ...]` each; where several gradients were measured, also `gradient_NAME` and `delta_x_NAME`. A vrgan run's holds
 `image`, `label`, `estimate` (Δ̂x) and, where it is exact, `delta_x`. A project run's holds `image`, `label`, `projected`
-(x̂′ of every class, `[N, K, ...]`) and, where it is exact, `delta_x`.
+(x̂′ of every class, `[N, K, ...]`, NaN where there is none), of some images the same before the steps with the penalty
+(`projected_first`) and, where it is exact, `delta_x`.
 """
 
 import csv
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-_BY_CLASS = ("projected",)
+_BY_CLASS = ("projected", "projected_first")
 
 
 def read_pictures(folder: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray] | None:

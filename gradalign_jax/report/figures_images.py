@@ -184,13 +184,14 @@ def _all_classes(dataset: str):
         arrays = _of_most_work(inputs, "project", dataset, "projected")
         if arrays is None:
             return None
-        chosen = _of_each_class(arrays["label"], 2)[:20]
-        classes = range(arrays["projected"].shape[1])
-        lines = [
-            [(arrays["image"][i], False, ""), *((arrays["projected"][i, c], False, "") for c in classes)]
-            for i in chosen
-        ]
-        names = [paper.class_name(dataset, int(arrays["label"][i])) for i in chosen]
+        classes, lines, names = range(arrays["projected"].shape[1]), [], []
+        before_penalty = arrays.get("projected_first", np.full_like(arrays["projected"], np.nan))
+        for i in _of_each_class(arrays["label"], 2)[:20]:
+            lines.append([(arrays["image"][i], False, ""), *((arrays["projected"][i, c], False, "") for c in classes)])
+            names.append(paper.class_name(dataset, int(arrays["label"][i])))
+            if np.isfinite(before_penalty[i]).any():
+                lines.append([(None, False, ""), *((before_penalty[i, c], False, "") for c in classes)])
+                names.append("before the penalty")
         return _grid(lines, ("x", *(paper.class_name(dataset, c) for c in classes)), names, inches=0.62)
 
     return draw
@@ -247,7 +248,8 @@ FIGURES_S1_TO_S6 = (
         Figure(
             name,
             f"{number} · {DATASET_NAMES[dataset]}",
-            "Left x, then its projections to every class; up to two lines for each class of x.",
+            "Left x, then its projections to every class, up to two images of each class. Below, where a run has them: "
+            "the projections after the first steps (600 in the paper), before those with the penalty (A.3).",
             _all_classes(dataset),
             _requires("project", (dataset,)),
         )

@@ -61,6 +61,7 @@ _GAN = {
 }
 _PROJECT = {
     **{"project.ema": False, "project.images": 0, "project.skip_own_class": False},
+    "project.solver": "paper",
     "project.splits": ("train", "validation", "test"),
 }
 # λ_Regz, learning rate, and the batch over whose mean Adam's ε is 1e-8.

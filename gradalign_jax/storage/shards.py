@@ -3,8 +3,8 @@
     identity.json        everything that the arrays depend on
     000000.safetensors   shard 0: rows 0 to size - 1 of every array, with their hash; and so on
 
-A shard is a function of the identity and its number. A run that is killed and started again computes the missing and
-damaged shards, and ends in the same bytes.
+A shard may lack rows, and a later run may add them. Its rows are a function of the identity and their numbers: a run
+that is killed and started again computes the rows of missing and damaged shards, and ends in the same bytes.
 """
 
 import json
@@ -27,8 +27,8 @@ class Store:
 
     Args:
       folder: where they are.
-      identity: everything they depend on, with "rows", the total number of rows, and "shard", the number of rows in a
-        shard (the last may have fewer).
+      identity: everything they depend on, with "rows", the number of rows of the complete store, and "shard", the
+        number of rows in a complete shard (the last may have fewer).
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
@@ -39,12 +39,8 @@ class Store:
         """The number of shards of the complete store."""
         return -(-self.identity["rows"] // self.identity["shard"])
 
-    def missing(self) -> list[int]:
-        """Return the numbers of the missing and damaged shards; damaged ones are logged."""
-        return [number for number in range(self.shards) if self._shard(number) is None]
-
     def write(self, number: int, **arrays: np.ndarray) -> None:
-        """Write one shard, its rows of every array.
+        """Write one shard, its rows of every array, in place of the one that is there.
 
         Raises:
           RunError: if it cannot be written.
@@ -52,24 +48,21 @@ class Store:
         weights.write(self._file(number), arrays, shard=number)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return every array.
+        """Return the rows of every array that the store has; damaged shards are logged and left out.
 
         Raises:
-          RunError: if a shard is missing or damaged.
+          RunError: if it has none.
         """
-        shards = [self._shard(number) for number in range(self.shards)]
-        missing = [number for number, shard in enumerate(shards) if shard is None]
-        if missing:
-            raise RunError(
-                f"{self.folder} lacks {len(missing)} of its {self.shards} shards, the first is {missing[0]}: type the "
-                "command of that project run again to resume it"
-            )
+        shards = [shard for number in range(self.shards) if (shard := self.shard(number)) is not None]
+        if not shards:
+            raise RunError(f"{self.folder} holds nothing yet: type the command of that project run again to resume it")
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
 
-    def _shard(self, number: int) -> dict[str, np.ndarray] | None:
+    def shard(self, number: int) -> dict[str, np.ndarray] | None:
+        """Return the rows of one shard, None if it is missing or damaged; a damaged one is logged."""
         file = self._file(number)
         if not file.exists():
             return None

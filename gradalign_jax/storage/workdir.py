@@ -38,8 +38,10 @@ KEEP = 2  # checkpoints
 # Keys that change where, how fast or how visibly a run computes, but not its result.
 FREE_KEYS = (
     *("devices", "data.dir", "data.cache", "data.folder", "data.table", "train.checkpoint_minutes"),
-    "evaluate.block",
+    *("evaluate.block", "project.block"),
 )
+# Keys by which a finished projection run is asked for more.
+MORE_KEYS = ("project.classes", "project.classifier")
 _RESUME = "free space and type the same command again to resume from the last checkpoint"
 
 
@@ -70,7 +72,8 @@ class Workdir:
 
     Raises:
       RunError: if the directory cannot be written, belongs to another config (the differing keys are named), or has a
-        live writer. A finished run need not be writable, and its config may lack keys that are newer.
+        live writer. A finished run need not be writable, and its config may lack keys that are newer. If one of
+        MORE_KEYS differs, it counts as unfinished and the new value is recorded.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -116,6 +119,8 @@ class Workdir:
             logging.warning("%s", error)
             before = None
         changed = {} if before is None else config_keys.changes(before, config, FREE_KEYS)
+        more = changed.keys() & MORE_KEYS
+        changed = {key: values for key, values in changed.items() if key not in more}
         if finished:
             unknown = {key for key, (old, new) in changed.items() if old is None or new is None}
             if unknown:
@@ -126,7 +131,9 @@ class Workdir:
                 f"{self.path} holds a run with another config: {config_keys.described(changed)}; "
                 "type that run's command again, or choose another --workdir"
             )
-        if not finished and before != config:
+        if more:
+            (self.path / "result.json").unlink(missing_ok=True)
+        if (more or not finished) and before != config:
             write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
 
     def seconds(self) -> float:

@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         raise RunError(
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"
         )
-    subject = load_subject(config, trained, batch_size=0)
+    subject = load_subject(config, trained, batch_size=0, some_classes=True)
     classes = described.get("classes", subject.dataset.num_classes)
     if classes != subject.dataset.num_classes:
         raise RunError(

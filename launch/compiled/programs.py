@@ -83,12 +83,13 @@ def _stored(dataset: data.Dataset) -> Estimate:
     count = sum(len(split.label) for split in dataset.splits.values())
 
     def delta_x(arrays, image, label, target, index):
-        z = arrays["z"][arrays["row"][index], target]
+        z = arrays["z"][arrays["pair"][arrays["row"][index], target]]
         generate_fn = artifacts.generate_fn(arrays["generator"], dataset.image_shape[0])
         return projection.delta_x(generate_fn, image, target, z)
 
     arrays = {
-        "z": jax.ShapeDtypeStruct((count, dataset.num_classes, 128), jnp.float32),
+        "z": jax.ShapeDtypeStruct((count * dataset.num_classes + 1, 128), jnp.float32),
+        "pair": jax.ShapeDtypeStruct((count, dataset.num_classes), jnp.int32),
         "row": jax.ShapeDtypeStruct((count,), jnp.int32),
         "generator": biggan_folded.fold(_generator(dataset.num_classes, dataset.image_shape[-1])),
     }
@@ -162,12 +163,13 @@ def project(on: Sequence[jax.Device], name: str, macs: float = 0, **changes: Any
         mock.patch.object(artifacts, "load_gan", lambda *_: (None, variables, described)),
         parallel.rehearsal(on) as caught,
     ):
-        run = project_task.ProjectRun(config, None)
-        pairs = np.zeros((len(on), run.block), np.int32)
-        run.program()(*parallel.split((pairs, pairs), run.devices))
-    steps = sum(config.project.steps)
+        latents, classes = project_task.ProjectRun(config, None).latents, dataset.num_classes
+        targets = np.zeros((len(on), latents.lines(classes), classes), np.int32)
+        arguments = parallel.split((targets[..., 0], targets), latents.devices)
+        latents.program(np.asarray(latents.steps, np.int32), *arguments)
+    steps = sum(latents.steps)
     mean_phase = steps // 2  # the length of a phase is an argument
-    return Program(caught.traced, steps, run.block, "project.block", macs, mean_phase)
+    return Program(caught.traced, steps, targets[0].size, "project.block", macs, mean_phase)
 
 
 def train_gan(on: Sequence[jax.Device], name: str, macs: float = 0, length: int = 0, **changes: Any) -> Program:

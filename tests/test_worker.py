@@ -116,6 +116,7 @@ def test_four_workers_of_which_two_are_killed_and_one_is_slow_finish_every_run_o
     assert not list(tmp_path.rglob(".lease*"))
 
 
+@pytest.mark.filterwarnings("ignore:os.fork", "ignore::pytest.PytestUnraisableExceptionWarning")  # a worker has no JAX
 def test_a_failure_stops_the_runs_that_need_it_and_status_shows_it(tmp_path, capsys):
     first = next(job for job in jobs() if job.name == "mnist35/vrgan/seed0")
     others = [job for job in jobs() if job.name != first.name]

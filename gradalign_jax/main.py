@@ -60,7 +60,7 @@ def _explain(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Return in one line why a run failed; for an unexpected error, also how to get its traceback."""
     line = first_line(error)
-    if type(error).__module__.startswith("gradalign_jax"):
+    if type(error).__module__.startswith("gradalign_jax") or line.startswith("config."):
         return line
     # Not from a block with `memory.limited_by`, whose error names the key and a value that fits.
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in line:

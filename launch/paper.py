@@ -1,7 +1,8 @@
 """All runs behind the paper's tables, and the report: `python launch/paper.py [--scale=mini] [--run]`.
 
 Prints the command of every run, each after the runs it needs. --run executes them here and skips finished ones;
---slurm=DIR writes job arrays; --estimate adds up hours. Arguments after a bare -- are added to every command:
+--worker shares them with other workers that have the same --root, and --status shows their state; --slurm=DIR writes
+job arrays; --estimate adds up hours. Arguments after a bare -- are added to every command:
 `python launch/paper.py --only=cifar10 --run -- --config.devices=4`.
 """
 
@@ -19,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
-from gradalign_jax import paper
-from launch import plan
+from gradalign_jax import paper, records
+from launch import plan, worker
 from launch.plan import Job, Scale
 
 REAL = ("mnist35", "mnist", "cifar10")  # read through tensorflow_datasets
@@ -50,14 +51,18 @@ def act(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     root = Path(arguments.root or f"runs/{'paper' if arguments.scale == 'full' else arguments.scale}")
     python = [*shlex.split(arguments.prefix), sys.executable]
     commands = {job.name: [*python, *plan.command(job, scale, str(root), extra)] for job in jobs}
+    printed = paper.HOURS if scale is plan.FULL else {}  # holds for runs of the paper's length
     if arguments.estimate:
-        printed = paper.HOURS if scale is plan.FULL else {}  # holds for runs of the paper's length
         print(estimate(jobs, root, read_speeds(arguments.speeds) if arguments.speeds else {}, printed))
     elif arguments.slurm:
         print(write_slurm(jobs, commands, root, arguments.slurm, arguments.slurm_options))
-    elif arguments.run:
+    elif arguments.status:
+        print(worker.status(jobs, root, finished, hours(jobs, root, {}, printed), arguments.lease_seconds))
+    elif arguments.run or arguments.worker:
         if scale is plan.MINI:  # tiny runs take longer to compile than to run
             os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        if arguments.worker:
+            return worker.work(jobs, commands, root, finished, arguments.lease_seconds)
         return run(jobs, commands, root, arguments.jobs or (2 if scale is plan.MINI else 1), arguments.stop)
     else:
         show(jobs, commands, root)
@@ -92,11 +97,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--run", action="store_true", help="execute unfinished runs here, then write the report")
+    action.add_argument("--worker", action="store_true", help="execute runs beside other workers, until none is left")
+    action.add_argument("--status", action="store_true", help="runs that are done, running, waiting, failed")
     action.add_argument("--slurm", type=Path, metavar="DIR", help="write job arrays and submit.sh")
     action.add_argument(
         "--estimate", action="store_true", help="hours, from finished runs, --speeds, or the paper (full)"
     )
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="--run: runs at a time; default: 1 (mini: 2)")
+    parser.add_argument(
+        "--lease-seconds", type=float, default=120.0, metavar="S", help="--worker: when a silent worker counts as dead"
+    )
     parser.add_argument("--stop", action="store_true", help="--run: stop at the first failure")
     parser.add_argument(
         "--prefix", default="", metavar="COMMAND", help='prefix of every command, for example "nice" or "srun --gpus=1"'
@@ -151,9 +161,9 @@ def with_inputs(job: Job, pretrained: str, films: str) -> Job:
 
 
 def finished(root: Path, job: Job) -> Mapping | None:
-    """Return the job's result, or None if it is not finished."""
+    """Return the job's result, or None if it is not finished or its file is damaged."""
     try:
-        return json.loads((root / job.name / "result.json").read_text())
+        return records.parse((root / job.name / "result.json").read_bytes())
     except (OSError, ValueError):
         return None
 

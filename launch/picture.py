@@ -5,7 +5,6 @@ over ε. Reads pictures.npz and result.json of classifier runs of one data set. 
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
+from gradalign_jax import records
 from gradalign_jax.paper import SPHERES_SHAPE
 
 SHAPE = {500: SPHERES_SHAPE}  # layout of a vector by its length
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("run", nargs="+", type=Path, metavar="DIR", help="directory of a finished classifier run")
     parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="the file to write")
     arguments = parser.parse_args()
-    results = [json.loads((run / "result.json").read_text()) for run in arguments.run]
+    results = [records.read(run / "result.json", "type the command of that run again") for run in arguments.run]
     pictures = [np.load(run / "pictures.npz") for run in arguments.run]
     lines = [("x", pictures[0]["image"])]
     lines += [(f"∇ℓ, {r['method']}", p["gradient"]) for r, p in zip(results, pictures, strict=True)]

@@ -16,3 +16,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the first p
     _cache = tempfile.TemporaryDirectory(prefix="gradalign_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=20, help="how often tests/test_kills.py kills a run, over all tasks")

@@ -75,3 +75,18 @@ def test_every_package_is_installed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     present = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
     assert set(listed) == present | {"gradalign_jax.configs"}
+
+
+def test_nothing_unpickles_or_runs_text():
+    """Files of others are data: pickle, and what reads it, runs code."""
+    modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for file in (file for folder in ("gradalign_jax", "launch", "configs") for file in (ROOT / folder).rglob("*.py")):
+        assert not {name.split(".")[0] for name in imported(file)} & modules, file
+        for node in (
+            node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        ):
+            called, options = ast.unparse(node.func), {option.arg: option.value for option in node.keywords}
+            assert called not in ("eval", "exec") and not called.endswith("extractall"), file
+            assert called != "torch.load" or ast.unparse(options["weights_only"]) == "True", file
+            allowed = options.get("allow_pickle")
+            assert allowed is None or ast.unparse(allowed) == "False", file

@@ -49,7 +49,10 @@ def typed(*arguments, cwd=ROOT, **environment):
         (["--config=configs/mnist.py:evaluate", "--config.classifier=nowhere"], "config.classifier='nowhere'"),
         (["--config.evaluate.square_queries=-1"], "must lie in 0 to 200000"),
         (["--config.seed=-1"], "config.seed=-1 must lie in 0 to 4294967295"),
-        (["--config=configs/mnist35.py:vrgan", "--config.generator.width=0"], "config.generator.width=0 must be >= 1"),
+        (
+            ["--config=configs/mnist35.py:vrgan", "--config.generator.width=0"],
+            "config.generator.width=0 must lie in 1 to 100000",
+        ),
         (["--cofig=x"], "Did you mean: config"),
         (["configs/spheres.py"], "unexpected argument"),
     ],
@@ -143,7 +146,7 @@ def test_a_finished_smoke_run_prints_its_result_again(tmp_path):
         "--config.model.name=mlp_probe",
         f"--workdir={tmp_path}",
     )
-    assert "no model called 'mlp_probe'" in typed(*arguments).stderr
+    assert "config.model.name='mlp_probe' must be one of mlp, resnet" in typed(*arguments).stderr
     arguments = ("--config=configs/squares32.py:align,smoke", "--config.model.name=mlp", f"--workdir={tmp_path / 'm'}")
     assert "has no option 'channels'" in typed(*arguments).stderr
     arguments = (

@@ -315,8 +315,8 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, compiled_once
     whole = start(tmp_path / "whole", config)
     save = Workdir.save
 
-    def save_then_die(self, step, tree):
-        save(self, step, tree)
+    def save_then_die(self, step, tree, **options):
+        save(self, step, tree, **options)
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -63,6 +63,9 @@ def pictures(folder, **images):
     np.savez_compressed(folder / "pictures.npz", **images)
 
 
+HOSTILE = "<script>alert(1)<'&{}$.."
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Every kind of run with its pictures, one damaged file, and the report of all of it."""
@@ -86,6 +89,9 @@ def whole(tmp_path_factory):
         image = random.uniform(-1, 1, (4, 8, 8, channels))
         projected = random.uniform(-1, 1, (4, classes, 8, 8, channels))
         pictures(run, image=image, label=[0, 0, 1, 1], projected=projected)
+    hostile = write(root / HOSTILE, {"dataset": HOSTILE, "task": HOSTILE, "seed": 0, "devices": [HOSTILE]})
+    (hostile / "command.txt").write_text(HOSTILE)
+    write(root / "hostile", {"dataset": "mnist", "method": HOSTILE, "versions": {HOSTILE: HOSTILE}, "notes": [HOSTILE]})
     (root / "broken").mkdir()
     (root / "broken" / "result.json").write_text('{"dataset": "sph')
     assert report.main([str(root), f"--output={root / 'out'}"]) == 0
@@ -152,6 +158,17 @@ def test_notes_are_escaped_and_damage_is_named(whole):
     assert "<b>careful" not in page
     assert f"damaged, left out: {whole / 'broken' / 'result.json'}" in page
     assert "python -m gradalign_jax.main --config=x" in page
+
+
+def test_nothing_that_a_run_says_becomes_part_of_the_page(whole):
+    page = (whole / "out" / "index.html").read_text()
+    assert page.count("<script") == page.count("<img src=x") == 0
+    assert page.count("&lt;script") >= 5
+    for line in (whole / "out" / "report.md").read_text().splitlines():
+        assert "<script" not in line.replace("\\<", "")
+    for name in ("table2.csv", "report.md", "index.html"):
+        assert (whole / "out" / name).exists()
+    assert {file.name for file in whole.iterdir() if file.is_file()} == set()
 
 
 def test_nulls_and_broken_pictures_count_as_missing(tmp_path):
@@ -332,8 +349,8 @@ def test_edited_pictures_are_left_out(tmp_path, edit):
         "target": {"target": np.array([0.5, 0.1])},
     }[edit]
     pictures(tmp_path, **images | change)
-    assert (arrays.read_pictures(tmp_path, ("gradient",)) is None) == (edit != "none")
-    assert arrays.read_pictures(tmp_path, ("projected",)) is None
+    assert (arrays.read_pictures(runs.Run(tmp_path, {}), ("gradient",)) is None) == (edit != "none")
+    assert arrays.read_pictures(runs.Run(tmp_path, {}), ("projected",)) is None
 
 
 def test_links_to_runs_are_followed_once(tmp_path):
@@ -435,7 +452,7 @@ def test_a_figure_without_runs_says_what_it_takes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [(None, "no finished run"), ("{", "1 damaged"), ("[]", "not the result of a run")], ids=str
+    ("content", "named"), [(None, "no finished run"), ("{", "1 damaged"), ("[]", "not a JSON object")], ids=str
 )
 def test_nothing_to_report_is_one_line_without_jax_or_matplotlib(tmp_path, content, named):
     if content is not None:

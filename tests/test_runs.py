@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+from contextlib import suppress
 
 import chex
 import jax
@@ -13,7 +14,7 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import spheres
-from gradalign_jax import data, models, parallel, training
+from gradalign_jax import data, models, parallel, records, training
 from gradalign_jax.attacks import ball, pgd
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.programs import Evaluation
@@ -70,8 +71,8 @@ def test_a_killed_run_ends_in_the_same_bits(method, tmp_path, monkeypatch):
     whole = start(tmp_path / "whole", config)
     save, saves = Workdir.save, []
 
-    def save_then_die(self, step, tree):
-        save(self, step, tree)
+    def save_then_die(self, step, tree, **options):
+        save(self, step, tree, **options)
         saves.append(step)
         if len(saves) == 2:
             raise Killed
@@ -89,6 +90,32 @@ def test_a_killed_run_ends_in_the_same_bits(method, tmp_path, monkeypatch):
     chex.assert_trees_all_equal(
         last_checkpoint(tmp_path / "whole", config), last_checkpoint(tmp_path / "killed", config)
     )
+    assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
+    del whole["seconds"], resumed["seconds"]
+    assert whole == resumed
+
+
+def test_a_validation_that_is_longer_than_the_time_between_kills_makes_progress(tmp_path, monkeypatch):
+    """Every start lives for four points: less than one validation."""
+    config = small("baseline", **{"train.epochs": 2, "evaluate.block": 20})
+    whole = start(tmp_path / "whole", config)
+    point, starts, left = Workdir.point, 0, 0
+
+    def point_then_die(self, **values):
+        nonlocal left
+        point(self, **values)
+        left -= 1
+        if not left:
+            raise Killed
+
+    monkeypatch.setattr(Workdir, "point", point_then_die)
+    resumed = None
+    while resumed is None:
+        starts, left = starts + 1, 4
+        assert starts < 40
+        with suppress(Killed):
+            resumed = start(tmp_path / "killed", config)
+    assert starts > 4
     assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
     del whole["seconds"], resumed["seconds"]
     assert whole == resumed
@@ -303,8 +330,14 @@ def test_divergence_stops_before_it_is_saved(steps, tmp_path):
     rate = {12: 1e30, 1: 1e39}[steps]  # one step is enough to overflow
     config = small("baseline", **{"optimizer.name": "sgd", "optimizer.learning_rate": rate})
     config.train.steps_per_epoch = steps
-    with pytest.raises(RunError, match="not finite from step"):
-        start(tmp_path, config)
+    left = []
+    for _ in range(2):  # the same command repeats it
+        with pytest.raises(RunError, match="not finite from step"):
+            start(tmp_path, config)
+        left.append(records.read(tmp_path / "diverged.json", "remedy"))
+    assert left[0]["step"] <= left[0]["last_step"] <= steps
+    assert left[0]["checkpoint"] == 0
+    assert repr(left[0]) == repr(left[1])  # NaN is no NaN's equal
     assert not list((tmp_path / "checkpoints").glob("*.json"))
 
 

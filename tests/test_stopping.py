@@ -49,9 +49,9 @@ def sent_by(function, number, call):
     ("number", "owner", "name", "call", "step"),
     [
         (signal.SIGTERM, Workdir, "metrics", 1, 8),  # the line of steps 1-4, while steps 5-8 run
-        (signal.SIGUSR1, classifier.ClassifierRun, "validation_error", 1, 12),  # within the first validation
+        (signal.SIGUSR1, Workdir, "point", 2, 12),  # within the first validation
         (signal.SIGINT, classifier.ClassifierRun, "validate", 3, 36),
-        (signal.SIGTERM, Workdir, "point", 3, 36),  # within the test
+        (signal.SIGTERM, Workdir, "point", 15, 36),  # within the test
     ],
     ids=["chunk", "validation", "last validation", "test"],
 )

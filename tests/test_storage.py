@@ -4,6 +4,8 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import subprocess
 
 import matplotlib
 import numpy as np
@@ -11,7 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gradalign_jax import config_keys
+from gradalign_jax.data import cache
 from gradalign_jax.errors import RunError
+from gradalign_jax.report import arrays, runs
 from gradalign_jax.storage import pictures, shards, weights
 from gradalign_jax.storage.atomic import write_atomically
 from gradalign_jax.storage.workdir import Workdir
@@ -82,6 +86,82 @@ def test_a_flipped_byte_of_a_description_is_found_or_harmless(part, tmp_path):
             weights.read(file)
 
 
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """A folder with every kind of file that a later program reads."""
+    folder = tmp_path_factory.mktemp("left")
+    held = Workdir(folder, CONFIG)
+    held.open_metrics(0)
+    for step in (1, 2):
+        held.save(step, {"a": np.full(3, float(step))})
+        held.metrics(step, loss=0.5)
+        held.point(measure="a", epsilon=0.1, first=step, value=[step])
+    weights.write(folder / "classifier.safetensors", {"w": np.ones(3, np.float32)}, config=CONFIG)
+    store = shards.claim(folder / "store", {"rows": 4, "shard": 2})
+    for number in range(2):
+        store.write(number, z=np.full((2, 1), number, np.float32))
+    cache.fetch(folder / "cache", "entry", {"version": 1}, lambda: {"image": np.arange(9)})
+    pictures.write_arrays(folder / "pictures.npz", image=np.ones((2, 3)), label=np.zeros(2, int))
+    (folder / "images.csv").write_text("ground_truth_class,predicted_class\n0,1\n1,1\n")
+    held.finish({"dataset": "spheres", "accuracy": 0.875, "seconds": 12.5})
+    held.close()
+    return folder
+
+
+def read_again(folder, caplog):
+    """Return what later programs read, and what they said of damage."""
+    said = []
+
+    def attempt(read, *arguments):
+        try:
+            return read(*arguments)
+        except RunError as error:
+            assert "\n" not in str(error)
+            said.append(str(error))
+
+    found, damaged = runs.collect([folder])
+    run = found[0] if found else None
+    caplog.clear()
+    held = attempt(Workdir, folder, CONFIG)
+    read = {
+        "checkpoint": attempt(held.restore, {"a": np.zeros(3)}),
+        "metrics": held.history(),
+        "points": [point["value"] for point in held.points()],
+        "result": attempt(held.result),
+        "weights": attempt(weights.read, folder / "classifier.safetensors"),
+        "store": attempt(lambda: shards.find(folder / "store").read()["z"].ravel().tolist()),
+        "cache": cache.fetch(folder / "cache", "entry", {"version": 1}, lambda: {"image": np.arange(9)})["image"],
+        "arrays": run and [arrays.read_pictures(run), arrays.read_images_table(run)],
+    }
+    held.close()
+    return str(read), [*said, *caplog.messages, *(f"{each.path} {each.reason}" for each in damaged)]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("checkpoints/2/**/*", "checkpoints/2.json", "store/000001.safetensors", "store/identity.json", "result.json"),
+        *("cache/entry-image.npy", "cache/entry.json", "config.json", "metrics.jsonl", "evaluation.jsonl"),
+        *("classifier.safetensors", "pictures.npz", "images.csv"),
+    ],
+)
+def test_a_flipped_byte_is_found_or_harmless(pattern, left, tmp_path, caplog):
+    """At three places of each kind of file: what is read is right, or the file is named."""
+    whole, nothing = read_again(left, caplog)
+    assert not nothing
+    random = np.random.default_rng(0)
+    for file in [file.relative_to(left) for file in sorted(left.glob(pattern)) if file.is_file()]:
+        content = (left / file).read_bytes()
+        for place in random.choice(len(content), min(3, len(content)), replace=False):
+            copy = tmp_path / f"{file.name}_{place}"
+            shutil.copytree(left, copy)
+            (copy / file).write_bytes(flipped(content, place))
+            read, said = read_again(copy, caplog)
+            if read != whole:
+                named = file.parts[0] if file.parts[0] == "checkpoints" else file.name.removesuffix("-image.npy")
+                assert any(named.removesuffix(".json") in line for line in said), (file, place, read, said)
+
+
 def test_a_store_from_before_its_digests_is_continued_and_a_damaged_one_refused(tmp_path):
     identity = {"dataset": "mnist", "rows": 5, "shard": 2}
     (tmp_path / "identity.json").write_text(json.dumps(identity))
@@ -139,6 +219,56 @@ def test_a_full_disk_during_a_checkpoint_is_called_one(workdir, monkeypatch):
     assert "No space left on device; free space and type the same command again to resume" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {entry.name for entry in workdir.checkpoints.iterdir()} == {"1", "1.json", "12", "12.json"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_every_writer_says_that_a_disk_is_full_and_leaves_what_was_there(small_disk, caplog):
+    held = Workdir(small_disk / "run", CONFIG)
+    held.save(1, {"a": np.ones(3)})
+    held.point(measure="a", value=1)
+    store = shards.claim(held.path / "store", {"rows": 8, "shard": 4})
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free))
+    before = {file: file.read_bytes() for file in held.path.rglob("*") if file.is_file()}
+    big = np.arange(100_000.0)
+    writers = {
+        "result.json": lambda: held.finish({"dataset": "x" * 9000}),
+        "evaluation.jsonl": lambda: held.point(measure="b", value=["x"] * 9000),
+        "classifier.safetensors": lambda: weights.write(held.path / "classifier.safetensors", {"w": big}),
+        "000000.safetensors": lambda: store.write(0, z=big),
+        "checkpoint 2": lambda: held.save(2, {"a": big}),
+        "samples.png": lambda: pictures.draw_mosaic(held.path / "samples.png", np.random.rand(2, 2, 64, 64, 1)),
+        "pictures.npz": lambda: pictures.write_arrays(held.path / "pictures.npz", image=big),
+    }
+    for name, write in writers.items():
+        with pytest.raises(RunError) as caught:
+            write()
+        assert name in str(caught.value)
+        assert "No space left on device" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert cache.fetch(small_disk / "cache", "entry", {}, lambda: {"image": big})["image"] is big
+    assert "cannot write entry to the cache" in caplog.text
+    (small_disk / "ballast").unlink()
+    after = {file: file.read_bytes() for file in held.path.rglob("*") if file.is_file()}
+    points = held.path / "evaluation.jsonl"
+    assert after.pop(points).startswith(before.pop(points))  # a torn line may follow
+    assert after == before
+    assert [point["value"] for point in held.points()] == [1]
+    np.testing.assert_array_equal(held.restore({"a": np.zeros(3)})["a"], 1.0)
+    held.close()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -146,8 +146,8 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     killed = Workdir(tmp_path / "killed", config.to_dict())
     real_save, saves = Workdir.save, []
 
-    def save(self, step, tree):
-        real_save(self, step, tree)
+    def save(self, step, tree, **options):
+        real_save(self, step, tree, **options)
         saves.append(step)
         if len(saves) == 1:
             raise KeyboardInterrupt

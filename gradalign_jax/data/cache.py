@@ -14,9 +14,10 @@ from absl import logging
 
 from gradalign_jax.data import directories
 from gradalign_jax.data.directories import Folder
-from gradalign_jax.storage.atomic import replacing
+from gradalign_jax.storage.atomic import remove_temporary_files, replacing
 
 Arrays = dict[str, np.ndarray]
+_ABANDONED = 86_400.0  # seconds without a change after which a temporary file has lost its writer
 
 folder = directories.cache_root
 
@@ -67,6 +68,7 @@ def _write(root: Path, key: str, source: Mapping, arrays: Arrays) -> None:
     text = json.dumps(manifest, indent=1).encode()
     try:
         root.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(root, _ABANDONED)
         for name, array in arrays.items():
             with replacing(root / f"{key}-{name}.npy") as file:
                 np.save(file, array)

@@ -50,6 +50,11 @@ class Blocks:
         other.block = max(1, min(block, self.size))
         return other
 
+    def parts(self, blocks: int, size: int | None = None) -> list[range]:
+        """Divide the first `size` positions (default: all) into ranges of `blocks` blocks; the last may be shorter."""
+        size, step = self.size if size is None else size, blocks * self.block
+        return [range(first, min(first + step, size)) for first in range(0, size, step)]
+
     def rows(self, part: range | None = None) -> dict[str, np.ndarray]:
         """Return the rows of a range of positions in the split (default: all)."""
         return {"place": np.asarray(range(self.size) if part is None else part, np.int32)}

@@ -171,10 +171,13 @@ class Evaluation:
         sizes = np.float32(epsilon), np.float32(step_size)
         return self._attack_program(attack)(variables, self.blocks.rows(part), *sizes)
 
-    def errors(self, variables: Variables, attack: str, epsilon: float, step_size: float) -> np.ndarray:
-        """Return which images are misclassified after an attack of size ε (0: no attack), bool `[N]`."""
-        found = self.clean(variables) if epsilon == 0 else self.attacked(variables, attack, epsilon, step_size)
-        return found != self.label
+    def errors(
+        self, variables: Variables, attack: str, epsilon: float, step_size: float, part: range | None = None
+    ) -> np.ndarray:
+        """Return which images are misclassified after an attack of size ε (0: no attack), bool `[n]`."""
+        sizes = epsilon, step_size
+        found = self.clean(variables, part) if epsilon == 0 else self.attacked(variables, attack, *sizes, part)
+        return found != self.label[self.blocks.rows(part)["place"]]
 
     def alignments(self, variables: Variables, part: range | None = None) -> dict[str, np.ndarray]:
         """Return `alignment.measure_with_theory`, and if the loss has no gradient (`zero_gradient`), `[n]` each."""

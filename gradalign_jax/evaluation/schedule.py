@@ -16,7 +16,7 @@ from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Variables
 
 # Blocks of images per point. Square Attack fills as many blocks for every ε.
-_BLOCKS, _SQUARE_BLOCKS = 8, 1
+BLOCKS, _SQUARE_BLOCKS = 8, 1
 
 
 class Plan(NamedTuple):
@@ -133,10 +133,8 @@ def schedule(
     def nearest(part):
         return {"distance": evaluation.nearest(variables, part).tolist()}
 
-    def points(name, epsilon, compute, size=evaluation.size, blocks=_BLOCKS):
-        step = blocks * evaluation.block
-        parts = [range(first, min(first + step, size)) for first in range(0, size, step)]
-        return [Point(name, epsilon, part, partial(compute, part)) for part in parts]
+    def points(name, epsilon, compute, size=evaluation.size, blocks=BLOCKS):
+        return [Point(name, epsilon, part, partial(compute, part)) for part in evaluation.blocks.parts(blocks, size)]
 
     found = points("clean", None, clean) + points("alignment", None, partial(listed, evaluation.alignments))
     if plan.by_class:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import json
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from gradalign_jax import data, models
+from gradalign_jax import data, models, records
 from gradalign_jax.deltax import encoder, projection, teacher
 from gradalign_jax.errors import RunError
 from gradalign_jax.measures import tangent
@@ -207,13 +206,8 @@ def load_history(directory: str | os.PathLike, config: ConfigDict) -> dict[str, 
     """
     if config.method == IMPORTED:
         return {"best": {}, "notes": [f"weights of {config.model.pretrained}"], "seconds": None}
-    try:
-        return json.loads((Path(directory) / "result.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{directory}/result.json is missing or damaged: let that classifier run finish, or correct "
-            "config.classifier"
-        ) from error
+    remedy = "let that classifier run finish (remove a damaged file first), or correct config.classifier"
+    return records.read(Path(directory) / "result.json", remedy)
 
 
 # ---- VR-GAN

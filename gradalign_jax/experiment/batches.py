@@ -40,7 +40,8 @@ def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
     """Return the configured number of steps, or the number of whole batches in the data set.
 
     Raises:
-      RunError: if the data set has fewer batches, or no number is configured for a sampled data set.
+      RunError: if the data set has fewer batches, no number is configured for a sampled data set, or the run has more
+        steps than an int32 counts.
     """
     batch, wanted = config.train.batch_size, config.train.steps_per_epoch
     if dataset.sample is not None:
@@ -53,7 +54,10 @@ def steps_per_epoch(config: ConfigDict, dataset: data.Dataset) -> int:
             f"an epoch of {wanted or 1} batches of {batch} needs more than the {whole * batch} images there are: "
             "lower config.train.steps_per_epoch (0: as many as there are) or config.train.batch_size"
         )
-    return wanted or whole
+    steps = wanted or whole
+    if config.train.epochs * steps >= 2**31:
+        raise RunError(f"config.train.epochs={config.train.epochs} of {steps} steps are more than 2147483647: lower it")
+    return steps
 
 
 def source(config: ConfigDict, dataset: data.Dataset, steps_per_epoch: int, key: jax.Array) -> Callable:

@@ -1,10 +1,12 @@
 """Checks of a config's values, before anything expensive is imported or run."""
 
+import ast
 import math
 import os
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,10 +14,12 @@ from ml_collections import ConfigDict
 from gradalign_jax import deltax, gradients
 from gradalign_jax.paper import METHODS
 
-_POSITIVE: tuple[str, Callable[[Any], bool]] = ("must be > 0", lambda v: v > 0)
-_COUNT: tuple[str, Callable[[Any], bool]] = ("must be >= 1", lambda v: v >= 1)
-_ZERO_OR_MORE: tuple[str, Callable[[Any], bool]] = ("must be >= 0", lambda v: v >= 0)
-_FRACTION: tuple[str, Callable[[Any], bool]] = ("must lie in [0, 1)", lambda v: 0 <= v < 1)
+_PACKAGE = Path(deltax.__file__).parents[1]
+Rule = tuple[str, Callable[[Any], bool]]  # in words, and whether a value keeps it
+
+_POSITIVE: Rule = ("must be > 0", lambda v: v > 0)
+_ZERO_OR_MORE: Rule = ("must be >= 0", lambda v: v >= 0)
+_FRACTION: Rule = ("must lie in [0, 1)", lambda v: 0 <= v < 1)
 
 
 def _estimators() -> list[str]:
@@ -23,11 +27,19 @@ def _estimators() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(deltax.__path__))
 
 
-def _one_of(*values: str) -> tuple[str, Callable[[Any], bool]]:
-    return f"must be one of {', '.join(values)}", lambda v: v in values
+def _count(least: int, most: int = 10**9) -> Rule:
+    return f"must lie in {least} to {most}", lambda v: least <= v <= most and not isinstance(v, bool | float)
 
 
-_GRID: tuple[str, Callable[[Any], bool]] = (
+_COUNT, _SIZE = _count(1), _count(0)
+_WIDTH = _count(1, 100_000)  # of layers, and of what is held in memory at once
+
+
+def _one_of(*values: Any) -> Rule:
+    return f"must be one of {', '.join(map(str, values))}", lambda v: v in values
+
+
+_GRID: Rule = (
     "must be a tuple of ascending numbers > 0",
     lambda v: len(v) > 0 and v[0] > 0 and all(a < b for a, b in pairwise(v)),
 )
@@ -54,9 +66,9 @@ _PATHS = (
 
 # Rules for keys that every task has; those of each task follow.
 _SHARED = {
-    "devices": _ZERO_OR_MORE,
+    "devices": _SIZE,
     "matmul_precision": _one_of("policy", "highest"),
-    "data.limit": _ZERO_OR_MORE,
+    "data.limit": _SIZE,
 }
 # Rules for measuring a classifier.
 _TEST = {
@@ -66,21 +78,21 @@ _TEST = {
     "attack.steps": _COUNT,
     "attack.loss": _one_of("margin", "cross_entropy"),
     "attack.clip": _one_of("range", "data"),
-    "evaluate.neighbors": _ZERO_OR_MORE,
+    "evaluate.neighbors": _SIZE,
     "evaluate.penalty": _ZERO_OR_MORE,
     "evaluate.teacher_epsilon": _ZERO_OR_MORE,
-    "evaluate.images": _ZERO_OR_MORE,
-    "evaluate.block": _ZERO_OR_MORE,
+    "evaluate.images": _SIZE,
+    "evaluate.block": _SIZE,
     "evaluate.linf_epsilons": _GRID,
     "evaluate.l2_epsilons": _GRID,
     "evaluate.l2_step_size": _POSITIVE,
-    "evaluate.square_queries": ("must lie in 0 to 200000", lambda v: 0 <= v <= 200_000),
-    "evaluate.square_images": _ZERO_OR_MORE,
-    "evaluate.cw_images": _ZERO_OR_MORE,
+    "evaluate.square_queries": _count(0, 200_000),
+    "evaluate.square_images": _SIZE,
+    "evaluate.cw_images": _SIZE,
     "evaluate.suite": _one_of("paper", "autoattack", "malt"),
     "evaluate.norm": _one_of("linf", "l2"),
     "evaluate.suite_steps": _COUNT,
-    "evaluate.suite_queries": ("must lie in 1 to 200000", lambda v: 1 <= v <= 200_000),
+    "evaluate.suite_queries": _count(1, 200_000),
     "evaluate.cw_iterations": _COUNT,
     "evaluate.cw_learning_rate": _POSITIVE,
     "evaluate.gradients": _some_of(gradients.names()),
@@ -93,13 +105,13 @@ _TRAINING = {
     "optimizer.b2": _FRACTION,
     "train.batch_size": _COUNT,
     "train.epochs": _COUNT,
-    "train.steps_per_epoch": _ZERO_OR_MORE,
+    "train.steps_per_epoch": _SIZE,
     "train.log_every": _COUNT,
     "train.checkpoint_minutes": _POSITIVE,
     "validate.every_epochs": _COUNT,
-    "validate.images": _ZERO_OR_MORE,
-    "evaluate.images": _ZERO_OR_MORE,
-    "evaluate.block": _ZERO_OR_MORE,
+    "validate.images": _SIZE,
+    "evaluate.images": _SIZE,
+    "evaluate.block": _SIZE,
 }
 _CLASSIFIER = (
     _TRAINING
@@ -116,7 +128,7 @@ _CLASSIFIER = (
         "delta_x.penalty": _ZERO_OR_MORE,
         "delta_x.teacher_epsilon": _ZERO_OR_MORE,
         "attack.epsilon": _ZERO_OR_MORE,
-        "validate.first_epoch": _ZERO_OR_MORE,
+        "validate.first_epoch": _SIZE,
         "validate.epsilons": _GRID,
     }
 )
@@ -128,17 +140,17 @@ _GAN = {
     "train.batch_size": _COUNT,
     "train.log_every": _COUNT,
     "train.checkpoint_minutes": _POSITIVE,
-    "gan.width": _COUNT,
-    "gan.latent_dim": _COUNT,
+    "gan.width": _WIDTH,
+    "gan.latent_dim": _WIDTH,
     "gan.iterations": _COUNT,
     "gan.d_steps": _COUNT,
     "gan.feature_matching": _ZERO_OR_MORE,
     "gan.hinge": _ZERO_OR_MORE,
     "gan.ema_decay": _FRACTION,
-    "gan.ema_start": _ZERO_OR_MORE,
+    "gan.ema_start": _SIZE,
     "gan.sample_every": _COUNT,
-    "gan.sample_columns": _COUNT,
-    "gan.check_images": ("must be >= 2", lambda v: v >= 2),
+    "gan.sample_columns": _WIDTH,
+    "gan.check_images": _count(2, 100_000),
 }
 _SPLITS = ("train", "validation", "test")
 _PROJECT = {
@@ -147,21 +159,33 @@ _PROJECT = {
         f"must be a tuple of some of {', '.join(_SPLITS)}, each once",
         lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(_SPLITS),
     ),
-    "project.images": _ZERO_OR_MORE,
+    "project.images": _SIZE,
     "project.solver": _one_of("paper", "fast"),
     "project.classes": _one_of("all", "closest"),
-    "project.steps": ("must be two integers >= 0", lambda v: len(v) == 2 and min(v) >= 0 and {*map(type, v)} == {int}),
+    "project.steps": ("must be two integers in 0 to 1000000000", lambda v: len(v) == 2 and all(map(_SIZE[1], v))),
     "project.learning_rate": ("must be two numbers > 0", lambda v: len(v) == 2 and min(v) > 0),
     "project.penalty": _ZERO_OR_MORE,
     "project.eps": _POSITIVE,
-    "project.block": _ZERO_OR_MORE,
+    "project.block": _SIZE,
 }
 _VRGAN = (
     _TRAINING
     | {"precision.training": _TRAINED}
     | {f"vrgan.{loss}": _ZERO_OR_MORE for loss in ("real", "generated", "fool", "small")}
 )
-_SEED = {"seed": ("must lie in 0 to 4294967295", lambda v: 0 <= v < 2**32)}
+_SEED = {"seed": _count(0, 2**32 - 1)}
+# Rules for the options of the package's models, where a config has them.
+_MODEL_OPTIONS = {
+    "binary": _one_of(True, False),
+    "frozen_norm": _one_of(True, False),
+    "hidden": ("must be a tuple of integers in 1 to 100000", lambda v: all(map(_WIDTH[1], v))),
+    "input_size": _count(1, 10_000_000),
+    "channels": _one_of(1, 3),
+    "stem": _one_of("imagenet", "cifar"),
+    "input_mapping": _one_of("unit", "raw"),
+    "width": _WIDTH,
+    "downsamplings": _count(1, 16),
+}
 TASKS = {
     "classifier": _SEED | _CLASSIFIER,
     "evaluate": _TEST,  # its seed is the classifier's
@@ -177,11 +201,11 @@ def _look_up(config: ConfigDict, dotted: str) -> Any:
     return config
 
 
-def _check_rules(config: ConfigDict, rules: dict) -> None:
+def _check_rules(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
     for key, (rule, holds) in rules.items():
         try:
             value = _look_up(config, key)
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"config.{key} is missing: see configs/common.py") from error
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
         try:
@@ -203,6 +227,63 @@ def _check_devices(config: ConfigDict) -> None:
 # The key of the directory that an estimator of Δx needs, and what the directory holds.
 _NEEDS = {"vrgan": "generator", "encoder": "generator", "projection": "store", "teacher": "teacher"}
 _OPTIONS = {"neighbors": ("nearest", "patch"), "penalty": ("encoder",)}  # keys that only these estimators read
+
+
+def _arguments(name: str) -> list[str]:
+    """Return the arguments of `create` of a file of gradalign_jax/models, [] without one; read without an import."""
+    tree = ast.parse((_PACKAGE / "models" / f"{name}.py").read_text(encoding="utf-8"))
+    found = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "create")
+    return [argument.arg for node in found for argument in (*node.args.args, *node.args.kwonlyargs)]
+
+
+def _check_model(config: ConfigDict, section: str) -> None:
+    """Refuse an unknown model, an option it does not have, and a bad value of an option."""
+    options = {name: value for name, value in config[section].items() if name not in ("name", "pretrained")}
+    arguments = {file.stem: _arguments(file.stem) for file in sorted((_PACKAGE / "models").glob("*.py"))}
+    classifies = section == "model"
+    models = {name: own for name, own in arguments.items() if own and ("num_classes" in own) == classifies}
+    _check_rules(config, {f"{section}.name": _one_of(*models)})
+    valid = [name for name in models[config[section].name] if name not in ("num_classes", "axis_name")]
+    for name in options:
+        if name not in valid:
+            raise ValueError(
+                f"config.{section}.{name}: model {config[section].name!r} has no option {name!r}, its options are "
+                f"{', '.join(valid)}"
+            )
+    _check_rules(config, {f"{section}.{name}": rule for name, rule in _MODEL_OPTIONS.items() if name in options})
+
+
+def check_fits(config: ConfigDict, section: str, data: str, shape: Sequence[int], num_classes: int) -> None:
+    """Refuse a model whose options do not fit the data set.
+
+    Args:
+      config: the config.
+      section: the section with the model's options, "model" or "generator".
+      data: name of the data set.
+      shape: of an example.
+      num_classes: number of classes.
+
+    Raises:
+      ValueError: one line with the key, its value and the data set.
+    """
+    size, options = math.prod(shape), config[section]
+    fits: dict[str, Callable[[Any], bool]] = {
+        "binary": lambda v: not v or num_classes == 2,
+        "channels": lambda v: len(shape) == 3 and v == shape[-1],
+        "input_size": lambda v: len(shape) == 1 and v == size,
+        "downsamplings": lambda v: len(shape) == 3 and not any(side % 2**v for side in shape[:2]),
+    }
+    for name, holds in fits.items():
+        if name in options and not holds(options[name]):
+            raise ValueError(
+                f"config.{section}.{name}={options[name]!r} does not fit {data}, which has {num_classes} classes and "
+                f"examples of shape {tuple(shape)}"
+            )
+
+
+def _data_sets() -> list[str]:
+    """Return the names of the data sets: the files of gradalign_jax/data/sets."""
+    return sorted(file.stem for file in (_PACKAGE / "data" / "sets").glob("*.py") if file.stem != "__init__")
 
 
 def _check_source(name: str, section: ConfigDict) -> None:
@@ -316,9 +397,15 @@ def _check_training(config: ConfigDict) -> None:
             f"config.model.pretrained={pretrained!r}: no such file; give a safetensors file or hf:owner/name"
         )
     _check_devices(config)
+    steps = config.train.epochs * config.train.steps_per_epoch
+    if steps >= 2**31:
+        raise ValueError(
+            f"config.train.epochs={config.train.epochs} makes {steps} steps, more than 2147483647: lower it"
+        )
 
 
 def _check_classifier(config: ConfigDict) -> None:
+    _check_model(config, "model")
     _check_estimates(config)
     _check_training(config)
     if config.validate.first_epoch >= config.train.epochs:
@@ -329,8 +416,8 @@ def _check_classifier(config: ConfigDict) -> None:
 
 
 def _check_vrgan(config: ConfigDict) -> None:
-    sizes = [name for name, value in config.generator.items() if isinstance(value, int)]
-    _check_rules(config, {f"generator.{name}": _COUNT for name in sizes})
+    _check_model(config, "model")
+    _check_model(config, "generator")
     _check_training(config)
 
 
@@ -381,7 +468,7 @@ def check(config: ConfigDict) -> None:
       ValueError: one line with the key, its value and the rule it breaks.
     """
     _check_rules(config, {"task": _one_of(*TASKS)})
-    _check_rules(config, _SHARED | TASKS[config.task])
+    _check_rules(config, {"data.name": _one_of(*_data_sets())} | _SHARED | TASKS[config.task])
     _CHECKS[config.task](config)
 
 

@@ -15,7 +15,7 @@ from gradalign_jax.evaluation import directions as further
 from gradalign_jax.evaluation import results, schedule, suite
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square, Suite
 from gradalign_jax.evaluation.programs import Evaluation, build
-from gradalign_jax.experiment import artifacts, batches, directions
+from gradalign_jax.experiment import artifacts, batches, config_checks, directions
 from gradalign_jax.storage import pictures
 from gradalign_jax.storage.atomic import write_atomically
 from gradalign_jax.storage.workdir import Workdir
@@ -35,7 +35,12 @@ class Stream(IntEnum):
 
 
 def create_classifier(config: ConfigDict, dataset: data.Dataset) -> Classifier:
-    """Create the configured model; batch statistics, if it has any, are those of the whole batch over all devices."""
+    """Create the configured model; batch statistics, if it has any, are those of the whole batch over all devices.
+
+    Raises:
+      ValueError: if an option does not fit the data set.
+    """
+    config_checks.check_fits(config, "model", dataset.name, dataset.image_shape, dataset.num_classes)
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
     if not options.get("frozen_norm", True):
         options["axis_name"] = parallel.AXIS
@@ -226,7 +231,7 @@ def _recorded_block(subject: Subject, workdir: Workdir) -> tuple[int, Any]:
     block = value("block", None, 0, lambda: subject.block)
     if subject.config.evaluate.block in (0, block):
         return block, value
-    workdir.forget_points(keep=("weights",))
+    workdir.forget_points(keep=("weights", "validation"))
     value = workdir.remembered()
     return value("block", None, 0, lambda: subject.block), value
 

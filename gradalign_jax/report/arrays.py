@@ -10,25 +10,28 @@ A classifier's pictures.npz holds `image`, `label`, `target` (c̃), `gradient` a
 import csv
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
+
+from gradalign_jax.report.runs import Run
 
 _BY_CLASS = ("projected", "projected_first")
 
 
-def read_pictures(folder: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray] | None:
+def read_pictures(run: Run, needed: Iterable[str] = ()) -> dict[str, np.ndarray] | None:
     """Read a run's pictures.npz.
 
     Args:
-      folder: the run's directory.
+      run: the run.
       needed: arrays that must be there beside `image` and `label`.
 
     Returns:
       Its arrays, numbers of matching shapes; None where the file is missing, damaged or lacks an array.
     """
+    if run.changed("pictures.npz"):
+        return None
     try:
-        with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+        with np.load(run.path / "pictures.npz", allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError):
         return None
@@ -53,17 +56,19 @@ def read_pictures(folder: Path, needed: Iterable[str] = ()) -> dict[str, np.ndar
     return arrays
 
 
-def read_images_table(folder: Path) -> dict[str, np.ndarray] | None:
+def read_images_table(run: Run) -> dict[str, np.ndarray] | None:
     """Read a run's images.csv.
 
     Args:
-      folder: the run's directory.
+      run: the run.
 
     Returns:
       Its columns as numbers `[N]`, NaN where a cell is empty; None where the file is missing or damaged.
     """
+    if run.changed("images.csv"):
+        return None
     try:
-        with open(folder / "images.csv", encoding="utf-8", newline="") as file:
+        with open(run.path / "images.csv", encoding="utf-8", newline="") as file:
             names, *rows = csv.reader(file)
         columns = [[float(cell) if cell else np.nan for cell in column] for column in zip(*rows, strict=True)]
         table = {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}

@@ -57,7 +57,7 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shape": ("not a list of integers", _list_of(_is_count)),
     **dict.fromkeys(("notes", "warnings", "devices"), ("not a list", _EVERY_LIST)),
     **dict.fromkeys(("versions", "config", "evaluated_config"), ("not a table", lambda v: isinstance(v, Mapping))),
-    "precision": ("not a table of names", _table_of(_is_text)),
+    **dict.fromkeys(("precision", "files"), ("not a table of names", _table_of(_is_text))),
     **dict.fromkeys(("epsilon_half", "similarity_by_class"), ("not a table of numbers", _NUMBERS_BY_NAME)),
     "moved_by_destination": ("not a table of numbers", _NUMBERS_BY_NAME),
     "similarity": ("not a number", lambda value: _is_number(value) or _NUMBERS_BY_NAME(value)),

@@ -70,7 +70,7 @@ def _of_most_work(inputs: Inputs, task: str, dataset: str, needed: str) -> dict[
     """Return the pictures of the run that did most work, of the runs of a task on a data set that have them."""
     own = [run for run in inputs.runs if (run.task, run.dataset) == (task, dataset)]
     for run in sorted(own, key=lambda run: (work_order(run), run.seed, -run.written)):
-        if (arrays := read_pictures(run.path, (needed,))) is not None:
+        if (arrays := read_pictures(run, (needed,))) is not None:
             return arrays
     return None
 
@@ -133,7 +133,7 @@ def draw_gradients(inputs: Inputs, palette: Palette):
         found = {}
         for method in METHOD_NAMES:
             members = longest_trained(inputs.classifiers, dataset, method)
-            pictures = (read_pictures(member.run.path, ("gradient",)) for member in members)
+            pictures = (read_pictures(member.run, ("gradient",)) for member in members)
             found[method] = next((arrays for arrays in pictures if arrays is not None), None)
         present = [arrays for arrays in found.values() if arrays is not None]
         for i in _of_each_class(present[0]["label"], 1)[:2] if present else ():

@@ -1,15 +1,16 @@
 """Finished runs: finds and checks their result files, and links each run to the runs behind its Δ̂x."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradalign_jax import records
 from gradalign_jax.report import checks
 
 # Config keys that name the run behind an estimate of Δx or behind its generator.
 SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator")
+ARRAYS = ("pictures.npz", "images.csv")  # files that a report reads beside result.json
 _ORDER = ("vrgan", "gan", "project", "classifier", "evaluate")  # a run's sources come before it
 
 
@@ -52,6 +53,11 @@ class Run(NamedTuple):
             value = value[part]
         return value
 
+    def changed(self, name: str) -> bool:
+        """Return whether a file beside result.json differs from the one whose digest the result holds."""
+        digest, file = (self.result.get("files") or {}).get(name), self.path / name
+        return digest is not None and file.is_file() and records.digest(file.read_bytes()) != digest
+
 
 class Damaged(NamedTuple):
     """A result file that cannot be used, and the reason."""
@@ -63,7 +69,8 @@ class Damaged(NamedTuple):
 def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
     """Return all runs with a result.json below the folders, sorted by path, and the damaged files.
 
-    Symbolic links are followed; a run reached by several paths counts once.
+    A file beside a result whose digest differs is named among the damaged ones. Symbolic
+    links are followed; a run reached by several paths counts once.
     """
     files = {file.resolve() for folder in folders for file in _result_files(Path(folder))}
     runs, damaged = [], []
@@ -71,10 +78,11 @@ def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
         try:
             if not file.is_file():
                 raise ValueError("not a file")
-            result = json.loads(file.read_text(encoding="utf-8"))
+            result = records.parse(file.read_bytes())
             checks.check(result)
             runs.append(Run(file.parent, result, written=file.stat().st_mtime))
-        except (OSError, ValueError, RecursionError) as error:
+            damaged += [Damaged(file.parent / name, "its digest differs") for name in ARRAYS if runs[-1].changed(name)]
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             damaged.append(Damaged(file, next(iter(reason.splitlines()), type(error).__name__)))
     return linked(runs), damaged

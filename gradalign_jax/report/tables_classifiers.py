@@ -140,7 +140,7 @@ def _left_by_class(images: Mapping[str, np.ndarray], curves: Mapping, label: int
 
 def _accuracy_by_class(run: Run) -> dict[int, dict[str, float | None]]:
     """Return the numbers of each class: from images.csv, but the accuracy from the result if it is there."""
-    found, images = {}, read_images_table(run.path)
+    found, images = {}, read_images_table(run)
     if images is not None:
         labels = [int(label) for label in np.unique(images["ground_truth_class"]) if 0 <= label < 1000]
         found = {label: _left_by_class(images, run.result.get("curves") or {}, label) for label in labels}

@@ -71,7 +71,7 @@ def similarities(runs: Sequence[Run]) -> Table:
 
 def _pictured_norm(run: Run, own: int, other: int) -> float | None:
     """Return the mean ‖Δ̂x‖ of a project run's pictured images from one class to another."""
-    arrays = read_pictures(run.path, ("projected",))
+    arrays = read_pictures(run, ("projected",))
     if arrays is None or other >= arrays["projected"].shape[1]:
         return None
     rows = arrays["label"] == own

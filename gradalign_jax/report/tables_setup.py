@@ -70,7 +70,7 @@ def _shape(runs: Sequence[Run]) -> tuple[int, ...] | None:
         if run.result.get("shape"):
             return tuple(run.result["shape"])
     for run in runs:
-        if (arrays := read_pictures(run.path)) is not None:
+        if (arrays := read_pictures(run)) is not None:
             return arrays["image"].shape[1:]
     return None
 
@@ -83,7 +83,7 @@ def _share(runs: Sequence[Run], split: str) -> float | None:
             return recorded
     for run in runs:
         partial = run.setting("evaluate.images") or run.setting("data.limit")
-        images = read_images_table(run.path) if split == "test" and run.task == "evaluate" and not partial else None
+        images = read_images_table(run) if split == "test" and run.task == "evaluate" and not partial else None
         if images is not None:
             return float(np.mean(images["ground_truth_class"] == 0))
     return None

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,9 +47,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in a folder; the caller must be its only writer."""
-    with suppress(OSError):  # a read-only directory
+def remove_temporary_files(folder: Path, older: float = 0.0) -> None:
+    """Remove the temporary files that killed writers left in a folder.
+
+    Args:
+      folder: the folder; nothing happens if it is missing or read-only.
+      older: seconds since a file's last change; 0 only where the caller is the folder's only writer.
+    """
+    with suppress(OSError):
         for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            kept = older and time.time() - path.stat().st_mtime < older
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not kept:
                 path.unlink(missing_ok=True)

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gradalign_jax import config_keys
+from gradalign_jax import config_keys, records
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
-from gradalign_jax.storage.records import seal, unseal
 
 
 class Store:
@@ -88,7 +87,7 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> Store:
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; choose another --workdir") from error
     if not (folder / "identity.json").exists():
-        write_atomically(folder / "identity.json", json.dumps(seal(identity), indent=1, sort_keys=True))
+        write_atomically(folder / "identity.json", json.dumps(records.seal(identity), indent=1, sort_keys=True))
     remove_temporary_files(folder)
     found = find(folder)
     changed = config_keys.changes(found.identity, identity)
@@ -104,14 +103,14 @@ def find(folder: Path) -> Store:
       RunError: if there is none, or its identity is damaged.
     """
     file = folder / "identity.json"
-    try:
-        identity = json.loads(file.read_text())
-        if "digest" in identity:  # stores of older runs have none
-            identity = unseal(identity)
-        if not identity["rows"] >= 0 < identity["shard"]:
-            raise ValueError("no size")
-    except FileNotFoundError as error:
-        raise RunError(f"{file} is missing: give the directory of a project run") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged: remove {folder}, and type the command of that project run again") from error
+    if not file.exists():
+        raise RunError(f"{file} is missing: give the directory of a project run")
+    again = f"remove {folder}, and type the command of that project run again"
+    identity = records.read(file, again, key="digest")
+    if not (_is_count(identity.get("rows")) and _is_count(identity.get("shard")) and identity["shard"] > 0):
+        raise RunError(f"{file} is damaged (no sizes): {again}")
     return Store(folder, identity)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0

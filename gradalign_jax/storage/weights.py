@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gradalign_jax.errors import RunError
+from gradalign_jax.records import seal, unseal
 from gradalign_jax.storage.atomic import write_atomically
-from gradalign_jax.storage.records import seal, unseal
 
 _SEAL = "seal"  # the digest of the description; "digest" is that of the arrays
 

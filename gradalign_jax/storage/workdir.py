@@ -4,23 +4,23 @@
     checkpoints/N/       step N, written by Orbax; counts once N.json beside it exists, its manifest: the run's seconds
                          and the files' hashes
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
-    evaluation.jsonl     finished points of the final evaluation
+    evaluation.jsonl     finished points of the final evaluation, or of the running validation
     result.json, *.png   the result; pictures.npz holds the arrays behind the pictures, images.csv one line per test
                          image
+    diverged.json        the step and the last metrics of a training that diverged; the same command repeats it
 
 A task adds its weights (*.safetensors) and a projection run its store/.
 
-Lines and manifests carry a digest; damaged ones are skipped, and older runs' are read without one. A killed run resumes
-from the last intact checkpoint when the same command is typed again.
+Config, result, lines and manifests carry a digest; damaged lines and checkpoints are skipped, and older runs' are read
+without one. A killed run resumes from the last intact checkpoint when the same command is typed again.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from gradalign_jax import config_keys, stopping
+from gradalign_jax import config_keys, records, stopping
 from gradalign_jax.errors import RunError, first_line
+from gradalign_jax.records import seal, unseal
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
-from gradalign_jax.storage.records import seal, unseal
 
 KEEP = 2  # checkpoints
+ARRAYS = ("pictures.npz", "images.csv")
 # Keys that change where, how fast or how visibly a run computes, but not its result.
 FREE_KEYS = (
     *("devices", "data.dir", "data.cache", "data.folder", "data.table", "train.checkpoint_minutes"),
@@ -45,19 +46,9 @@ MORE_KEYS = ("project.classes", "project.classifier")
 _RESUME = "free space and type the same command again to resume from the last checkpoint"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it, or choose another --workdir") from error
-
-
 def _hashes(folder: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        str(path.relative_to(folder)): records.digest(path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -80,6 +71,7 @@ class Workdir:
         self.path = Path(path).absolute()
         self.checkpoints = self.path / "checkpoints"
         self._board, self._started, self._lock = None, time.monotonic(), None
+        self._told: set[str] = set()  # files whose damage was logged
         finished = (self.path / "result.json").exists()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -105,14 +97,14 @@ class Workdir:
         except OSError as error:
             logging.warning("cannot lock %s (%s): make sure that one process writes it", self.path, error.strerror)
             return
-        remove_temporary_files(self.path)
-        remove_temporary_files(self.checkpoints)
+        for folder in (self.path, self.checkpoints, self.path / "samples"):
+            remove_temporary_files(folder)
 
     def _claim(self, config: dict[str, Any], finished: bool) -> None:
         """Record the config, or compare it to the recorded one."""
         file = self.path / "config.json"
         try:
-            before = _read_json(file) if file.exists() else None
+            before = records.read(file, "remove it, or choose another --workdir") if file.exists() else None
         except RunError as error:
             if not finished:
                 raise
@@ -134,7 +126,7 @@ class Workdir:
         if more:
             (self.path / "result.json").unlink(missing_ok=True)
         if (more or not finished) and before != config:
-            write_atomically(file, json.dumps(config, indent=1, sort_keys=True))
+            write_atomically(file, json.dumps(seal(config, records.SEAL), indent=1, sort_keys=True))
 
     def seconds(self) -> float:
         """Return how long the run has worked, including earlier starts up to their last save."""
@@ -150,7 +142,7 @@ class Workdir:
         shards = len(list((self.path / "store").glob("*.safetensors")))
         parts = [
             *([f"training up to step {steps[-1]}"] if steps else []),
-            *([f"{points} points of the evaluation"] if points else []),
+            *([f"{points} points of measurements"] if points else []),
             *([f"{shards} shards of the projection"] if shards else []),
         ]
         return f"saved in {self.path}: {', '.join(parts) or 'nothing yet'}"
@@ -163,7 +155,7 @@ class Workdir:
         Args:
           step: number of finished steps.
           tree: arrays on the host.
-          epoch_open: whether the epoch that ends here is still to be validated.
+          epoch_open: whether an epoch ends here whose validation is still to come.
 
         Raises:
           RunError: if it cannot be written; the checkpoints before it stay.
@@ -194,6 +186,10 @@ class Workdir:
         for entry in self.checkpoints.iterdir():
             if entry.is_dir() and not entry.with_name(f"{entry.name}.json").exists():
                 shutil.rmtree(entry, ignore_errors=True)
+
+    def newest(self) -> int:
+        """Return the step of the newest checkpoint, 0 without one."""
+        return max(self._steps(), default=0)
 
     def _steps(self) -> list[int]:
         return sorted(int(file.stem) for file in self.checkpoints.glob("*.json") if file.stem.isdecimal())
@@ -264,17 +260,21 @@ class Workdir:
         return self._board.file_writer.event_writer._worker.is_alive()
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, without damaged ones; their number is logged."""
-        found = self._lines("metrics.jsonl")
-        lines = [unseal(line) or _older_metrics(line) for line in found]
-        intact = [line for line in lines if line is not None]
-        if len(intact) < len(lines):
-            logging.warning("%s: left out %d damaged lines", self.path / "metrics.jsonl", len(lines) - len(intact))
-        return intact
+        """Return the lines of metrics.jsonl, without damaged ones."""
+        return self._intact("metrics.jsonl", lambda line: unseal(line) or _older_metrics(line))
 
     def points(self) -> list[dict[str, Any]]:
-        """Return the finished points of the evaluation, without damaged lines."""
-        return [point for line in self._lines("evaluation.jsonl") if (point := unseal(line)) is not None]
+        """Return the recorded points, without damaged lines."""
+        return self._intact("evaluation.jsonl", unseal)
+
+    def _intact(self, name: str, read: Callable[[Any], dict[str, Any] | None]) -> list[dict[str, Any]]:
+        """Return what `read` makes of a file's lines; the number of damaged ones, None, is logged once."""
+        lines = [read(line) for line in self._lines(name)]
+        intact = [line for line in lines if line is not None]
+        if len(intact) < len(lines) and name not in self._told:
+            self._told.add(name)
+            logging.warning("%s: left out %d damaged lines", self.path / name, len(lines) - len(intact))
+        return intact
 
     def remembered(self) -> Callable[..., Any]:
         """Return `value(measure, epsilon, first, compute)`: the recorded value, else `compute()`, recorded now."""
@@ -290,12 +290,15 @@ class Workdir:
 
         return value
 
-    def forget_points(self, keep: Collection[str] = ()) -> None:
-        """Drop the evaluation's recorded points, except those of the measures in `keep`."""
-        kept = [point for point in self.points() if point["measure"] in keep]
-        (self.path / "evaluation.jsonl").unlink(missing_ok=True)
-        for point in kept:
-            self.point(**{name: value for name, value in point.items() if name != "seconds"})
+    def forget_points(self, keep: tuple[str, ...] = ()) -> None:
+        """Drop the recorded points, except those of the measures that start with one of `keep`.
+
+        Raises:
+          RunError: if the file cannot be written.
+        """
+        kept = [json.dumps(seal(point)) for point in self.points() if point["measure"].startswith(keep)]
+        if (self.path / "evaluation.jsonl").exists():
+            write_atomically(self.path / "evaluation.jsonl", "".join(f"{line}\n" for line in kept))
 
     def point(self, **values: Any) -> None:
         """Record one finished point of the evaluation.
@@ -329,15 +332,19 @@ class Workdir:
           RunError: if it is damaged.
         """
         file = self.path / "result.json"
-        return _read_json(file) if file.exists() else None
+        remedy = "remove it and type the command of that run again, which measures again what was not recorded"
+        return records.read(file, remedy) if file.exists() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json: the run is done.
+        """Write result.json, with the digests of the arrays that a report reads beside it: the run is done.
 
         Raises:
           RunError: if it cannot be written.
         """
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        beside = [self.path / name for name in ARRAYS if (self.path / name).exists()]
+        files = {"files": {file.name: records.digest(file.read_bytes()) for file in beside}} if beside else {}
+        sealed = seal({**result, **files}, records.SEAL)
+        write_atomically(self.path / "result.json", json.dumps(sealed, indent=1))
 
     def close(self) -> None:
         """Close the files and release the lock."""

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gradalign_jax import paper, parallel, robustness, training
+from gradalign_jax.evaluation import schedule
 from gradalign_jax.evaluation.programs import Evaluation
 from gradalign_jax.experiment import artifacts, batches
 from gradalign_jax.experiment.subject import Stream, head, load_subject, test
@@ -63,9 +64,16 @@ class ClassifierRun:
         split = head(self.subject.split("validation"), self.config.validate.images)
         return self.subject.evaluation(split, Stream.VALIDATE, self.subject.attacks("linf"))
 
-    def validation_error(self, variables: Any, epsilon: float) -> float:
-        """Return the error rate under PGD L∞ of size ε on the validation split."""
-        return float(self.validation.errors(variables, "pgd_linf", epsilon, self.config.attack.step_size).mean())
+    def validation_error(self, variables: Any, epsilon: float, measure: str) -> float:
+        """Return the error rate under PGD L∞ of size ε on the validation split; its parts are recorded."""
+        evaluation, value = self.validation, self.workdir.remembered()
+
+        def wrong(part: range) -> int:
+            return int(evaluation.errors(variables, "pgd_linf", epsilon, self.config.attack.step_size, part).sum())
+
+        parts = evaluation.blocks.parts(schedule.BLOCKS)
+        name = f"{measure} {len(parts[0])} images"  # another device may have other parts
+        return sum(value(name, epsilon, part.start, partial(wrong, part)) for part in parts) / evaluation.size
 
     # ---- training
 
@@ -142,9 +150,11 @@ class ClassifierRun:
         The search for ε50% starts at the best so far, in the first epoch at the paper's.
         """
 
+        step = int(parallel.first(state.step))
+
         def error_at(epsilon: float) -> float:
             bar.set_description(f"epoch {epoch + 1} validation, ε={epsilon:g}")
-            return self.validation_error(state.variables, epsilon)
+            return self.validation_error(state.variables, epsilon, loop.validation(step))
 
         grid = (0.0, *self.config.validate.epsilons)
         dataset, method = self.config.data.name, self.config.method
@@ -152,7 +162,7 @@ class ClassifierRun:
         value, curve = robustness.bracketed_epsilon_half(error_at, grid, guess)
         clean = curve[0.0] if 0.0 in curve else error_at(0.0)
         self.workdir.metrics(
-            int(parallel.first(state.step)),
+            step,
             **{"validation/error": clean, "validation/epsilon_half": float(value), "epoch": epoch},
         )
         if value >= best.value and epoch >= self.config.validate.first_epoch:
@@ -161,11 +171,10 @@ class ClassifierRun:
 
     def verify(self, best: Best) -> dict[str, Any]:
         """Measure the selected epoch on the whole validation grid, beside the bracketed ε50% that selected it."""
-        value, variables = self.workdir.remembered(), parallel.replicate(best.variables, self.devices)
+        variables = parallel.replicate(best.variables, self.devices)
         grid = (0.0, *self.config.validate.epsilons)
-        errors = []
-        for epsilon in progress_bar(grid, unit="ε", desc="validation, whole grid"):
-            errors.append(value("validation", epsilon, 0, partial(self.validation_error, variables, epsilon)))
+        bar = progress_bar(grid, unit="ε", desc="validation, whole grid")
+        errors = [self.validation_error(variables, epsilon, "validation of the best epoch:") for epsilon in bar]
         return {
             "epoch": int(best.epoch),
             "validation_epsilon_half": float(best.value),

@@ -14,7 +14,7 @@ from gradalign_jax import alignment, data, memory, models, paper, parallel, trai
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.blocks import Blocks
-from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.experiment import artifacts, batches, config_checks
 from gradalign_jax.experiment.subject import a_few, head
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import pictures, weights
@@ -57,6 +57,8 @@ class VRGANRun:
                 f"a VR-GAN moves images between two classes, {config.data.name} has {self.dataset.num_classes}: "
                 "estimate its Δx with the tasks gan and project"
             )
+        for section in ("model", "generator"):
+            config_checks.check_fits(config, section, self.dataset.name, self.dataset.image_shape, 2)
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.devices = parallel.devices(config.devices, config.train.batch_size)
         self.key = jax.random.key(config.seed)
@@ -115,10 +117,14 @@ class VRGANRun:
             loss = float(parallel.first(state.loss)) / self.steps_per_epoch
             last = epoch + 1 == config.train.epochs
             if last or (epoch + 1) % config.validate.every_epochs == 0:
-                measured = {
-                    f"validation/{k}": float(v.mean()) for k, v in measure(state.generator, state.critic).items()
-                }
-                self.workdir.metrics(int(parallel.first(state.step)), epoch=epoch, **{"epoch/loss": loss}, **measured)
+                step, value = int(parallel.first(state.step)), self.workdir.remembered()
+
+                def means() -> dict[str, float]:
+                    measured = measure(state.generator, state.critic)
+                    return {f"validation/{name}": float(values.mean()) for name, values in measured.items()}
+
+                measured = value(loop.validation(step), None, 0, means)
+                self.workdir.metrics(step, epoch=epoch, **{"epoch/loss": loss}, **measured)
             if loss > best.loss:
                 return best
             return Best(*parallel.first((state.generator, state.critic)), np.int32(epoch), np.float64(loss))

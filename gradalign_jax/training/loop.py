@@ -1,5 +1,6 @@
 """The host loop over chunks of steps: resuming, progress bar, metrics, checkpoints, and stopping on NaN or a signal."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,10 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from gradalign_jax import memory, parallel, processes, stopping
+from gradalign_jax import memory, parallel, processes, records, stopping
 from gradalign_jax.errors import RunError
+from gradalign_jax.storage.atomic import write_atomically
+from gradalign_jax.storage.result import versions
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.terminal import progress_bar
 
@@ -21,10 +24,21 @@ def chunk_length(steps_per_epoch: int, log_every: int) -> int:
     return next(n for n in range(min(log_every, steps_per_epoch), 0, -1) if steps_per_epoch % n == 0)
 
 
-def _diverged(workdir: Workdir, step: int) -> RunError:
+def validation(step: int) -> str:
+    """Return the prefix of the measures under which the validation after `step` records its points."""
+    return f"validation of step {step}:"
+
+
+def _diverged(workdir: Workdir, step: int, last_step: int, metrics: Mapping[str, np.ndarray]) -> RunError:
+    """Write diverged.json, with the metrics of the last steps; return the error."""
+    steps = {name: np.asarray(values, float).tolist() for name, values in metrics.items()}
+    record = {"step": step, "checkpoint": workdir.newest(), "last_step": last_step, "metrics": steps}
+    content = json.dumps(records.seal(record | {"versions": versions()}, records.SEAL), indent=1)
+    write_atomically(workdir.path / "diverged.json", content)
     return RunError(
         f"training diverged, loss or parameters are not finite from step {step} on: lower "
-        f"config.optimizer.learning_rate and choose another --workdir; checkpoints in {workdir.checkpoints} are intact"
+        f"config.optimizer.learning_rate and choose another --workdir; the same command in {workdir.path} repeats it "
+        f"from step {workdir.newest()}, diverged.json there holds its last metrics"
     )
 
 
@@ -37,7 +51,7 @@ def _record(workdir: Workdir, bar: tqdm, last_step: int, metrics: Mapping[str, n
     means = {name: float(np.mean(values)) for name, values in metrics.items()}
     if not all(map(math.isfinite, means.values())):
         finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
-        raise _diverged(workdir, last_step - len(finite) + 1 + int(np.argmin(finite)))
+        raise _diverged(workdir, last_step - len(finite) + 1 + int(np.argmin(finite)), last_step, metrics)
     workdir.metrics(last_step, **{f"train/{name}": value for name, value in means.items()})
     bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)
     bar.update(last_step - bar.n)
@@ -59,7 +73,8 @@ def train(
 ) -> tuple[Any, Any]:
     """Train from the run's last checkpoint, or from `state`, to step `total`.
 
-    A signal (`stopping`) ends the loop after the running chunk, with the state saved.
+    A signal (`stopping`) ends the loop after the running chunk, with the state saved. An epoch's checkpoint is saved
+    before its validation: a run that is killed there resumes with the validation, from its recorded points.
 
     Args:
       state: everything that training changes, on the host, with the number of finished steps as `state.step`.
@@ -67,7 +82,8 @@ def train(
       workdir: takes checkpoints and metrics.
       devices: where the state is replicated to.
       chunk: () -> the compiled program (state) -> (state, metrics) of `length` steps; called only if steps are left.
-      end_epoch: (epoch, state, best, bar) -> best, called after each epoch, before its checkpoint.
+      end_epoch: (epoch, state, best, bar) -> best, called after each epoch's checkpoint. It may record points, under
+        measures that start with `validation(step)`.
       length: steps of a program; divides `steps_per_epoch`.
       total, steps_per_epoch: numbers of steps.
       checkpoint_minutes: time between checkpoints within an epoch.
@@ -90,19 +106,16 @@ def train(
     workdir.open_metrics(step, epoch_open)
     if step == total and not epoch_open:
         return state, best
-    workdir.forget_points()  # a retrained network is measured again
+    if step < total:
+        workdir.forget_points(keep=(validation(step),))  # a retrained network is measured again
     state, call = parallel.replicate(state, devices), None
     last_save, pending = time.monotonic(), None
 
     def validated(best: Any) -> Any:
-        """Select; a signal ends this at once: the state is saved, and its validation is left to the next start."""
-        try:
-            with stopping.raised():
-                stopping.check()
-                return end_epoch(step // steps_per_epoch - 1, state, best, bar)
-        except stopping.Stop:
-            workdir.save(step, (parallel.first(state), best), epoch_open=True)
-            raise
+        """Select; a signal ends this at once."""
+        with stopping.raised():
+            stopping.check()
+            return end_epoch(step // steps_per_epoch - 1, state, best, bar)
 
     with (
         progress_bar(total=total, initial=step, unit="step", smoothing=0.1) as bar,
@@ -110,7 +123,6 @@ def train(
     ):
         if epoch_open:
             best = validated(best)
-            workdir.save(step, (parallel.first(state), best))
         while step < total:
             bar.set_description(f"epoch {step // steps_per_epoch + 1}/{-(-total // steps_per_epoch)}", refresh=False)
             call = call or chunk()
@@ -128,13 +140,14 @@ def train(
                 stopping.request()
             if epoch_ends or due or stopping.requested():
                 # Check before validating and saving: the loss, and what the last update made of the parameters.
-                _record(workdir, bar, step, parallel.first(metrics))
-                pending = None
+                metrics, pending = parallel.first(metrics), None
+                _record(workdir, bar, step, metrics)
                 if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parallel.first(state))):
-                    raise _diverged(workdir, step)
-                if epoch_ends:
-                    best = validated(best)
-                workdir.save(step, (parallel.first(state), best))
+                    raise _diverged(workdir, step, step, metrics)
+                workdir.save(step, (parallel.first(state), best), epoch_open=epoch_ends)
                 last_save = time.monotonic()
                 stopping.check()
+                if epoch_ends:
+                    workdir.forget_points(keep=(validation(step),))  # those of the last epoch are in `best`
+                    best = validated(best)
     return parallel.first(state), best

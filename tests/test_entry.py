@@ -146,7 +146,10 @@ def test_a_finished_smoke_run_prints_its_result_again(tmp_path):
         "--config.model.name=mlp_probe",
         f"--workdir={tmp_path}",
     )
-    assert "config.model.name='mlp_probe' must be one of mlp, resnet" in typed(*arguments).stderr
+    assert (
+        "config.model.name='mlp_probe' must be one of mlp, preact_resnet, resnet, wide_resnet"
+        in typed(*arguments).stderr
+    )
     arguments = ("--config=configs/squares32.py:align,smoke", "--config.model.name=mlp", f"--workdir={tmp_path / 'm'}")
     assert "has no option 'channels'" in typed(*arguments).stderr
     arguments = (

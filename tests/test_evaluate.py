@@ -10,10 +10,11 @@ import pytest
 
 import gradalign_jax
 from configs import spheres
-from gradalign_jax import alignment, robustness
+from gradalign_jax import alignment, data, robustness
 from gradalign_jax.attacks.cw import Found
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation import api, schedule, warnings
+from gradalign_jax.evaluation.blocks import Blocks
 from gradalign_jax.evaluation.programs import Model, build
 from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.experiment.subject import Stream, load_subject
@@ -343,6 +344,10 @@ def test_smallest_epsilon_of_each_image():
 def test_points_of_a_plan_cover_every_image():
     class Fake:
         size, block, alignments = 23, 2, None
+
+        @property
+        def blocks(self):
+            return Blocks(data.Split(*[np.zeros(23)] * 3), on=jax.local_devices()[:1], block=2)
 
     plan = schedule.Plan({"pgd_linf": (0.1, (1.0, 2.0))}, (1.0,), 10, square_images=5, nearest_images=3)
     points = schedule.schedule(Fake(), {}, plan)

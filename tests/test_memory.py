@@ -11,6 +11,8 @@ from gradalign_jax.ops import platform
 class Device:
     """A device that reports its memory."""
 
+    process_index = 0
+
     def __init__(self, gigabytes):
         self.gigabytes = gigabytes
 

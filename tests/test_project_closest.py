@@ -160,7 +160,9 @@ def test_a_store_is_filled_further(finished, runs, tmp_path):
 
 def test_a_finished_run_computes_only_what_is_new(finished, runs, tmp_path, monkeypatch, dataset):
     path = copied(finished, tmp_path)
-    assert start(path, nearby(runs)) == json.loads(json.dumps(finished[1]))
+    before = start(path, nearby(runs))
+    assert before.pop("files").keys() == {"pictures.npz"}
+    assert before == json.loads(json.dumps(finished[1]))
     written = []
     write = Store.write
     monkeypatch.setattr(

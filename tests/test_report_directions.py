@@ -89,4 +89,4 @@ def test_damaged_directions_are_named(tmp_path, name, changed, reason):
 def test_pictures_of_another_shape_are_left_out(tmp_path):
     image = np.zeros((2, 500))
     np.savez(tmp_path / "pictures.npz", image=image, label=[0, 1], gradient_plain=image[:, 1:])
-    assert arrays.read_pictures(tmp_path) is None
+    assert arrays.read_pictures(runs.Run(tmp_path, {})) is None

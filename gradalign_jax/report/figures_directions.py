@@ -69,7 +69,7 @@ def _shape(member: Classifier) -> tuple[int, int]:
 def _draw_matrix(axis: plt.Axes, member: Classifier, left: float, top: float, palette: Palette) -> None:
     """Draw a matrix whose upper left picture has its center at (left, top)."""
     source = next(iter(member.sources), member.run)
-    arrays = read_pictures(source.path) or {}
+    arrays = read_pictures(source) or {}
     title = f"{DATASET_NAMES.get(member.run.dataset, member.run.dataset)} · {METHOD_NAMES[member.method]}"
     axis.text(left - _CELL, top - 0.74, title, fontsize=8.5, fontweight="bold", va="bottom", color=palette.text)
     _draw_picture(axis, arrays.get("image"), False, "x", left, top)

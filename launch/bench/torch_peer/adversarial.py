@@ -7,9 +7,11 @@ import functools
 import importlib
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.abc import SourceLoader
 from importlib.machinery import PathFinder
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import jax
@@ -53,13 +55,27 @@ def adv_lib(module: str, **corrections: str) -> types.ModuleType:
     loaded = import_alone("adv_lib", module)
     if not corrections:
         return loaded
-    source = Path(str(loaded.__file__)).read_text()
-    for variable, value in corrections.items():
-        before, after = source.rsplit(f" {variable} = ", 1)
-        source = f"{before} {variable} = {value}\n{after.split(chr(10), 1)[1]}"
-    corrected = types.ModuleType(f"{loaded.__name__}_corrected")
-    exec(compile(source, str(loaded.__file__), "exec"), corrected.__dict__)
+    spec = spec_from_loader(f"{loaded.__name__}_corrected", _Corrected(str(loaded.__file__), corrections))
+    corrected = module_from_spec(spec)
+    spec.loader.exec_module(corrected)
     return corrected
+
+
+class _Corrected(SourceLoader):
+    """Loads a module's source with some right-hand sides replaced."""
+
+    def __init__(self, path: str, corrections: Mapping[str, str]):
+        self._path, self._corrections = path, corrections
+
+    def get_filename(self, fullname: str) -> str:
+        return self._path
+
+    def get_data(self, path: str) -> bytes:
+        source = Path(path).read_text()
+        for variable, value in self._corrections.items():
+            before, after = source.rsplit(f" {variable} = ", 1)
+            source = f"{before} {variable} = {value}\n{after.split(chr(10), 1)[1]}"
+        return source.encode()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import generators
 import gradalign_jax
 from configs import spheres, squares32
 from gradalign_jax import data, deltax, models, training
@@ -19,7 +20,6 @@ from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.storage import weights
 from gradalign_jax.types import Batch
-from tests import generators
 from tests.test_deltax import MADE, decode, examples
 
 call = jax.jit(lambda delta_x, *batch: delta_x(*batch))  # one program compiles faster than each operation

@@ -20,7 +20,7 @@ from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, config_checks
 from gradalign_jax.storage import weights
 from gradalign_jax.types import Batch
-from tests.test_deltax import MADE, decode, examples
+from test_deltax import MADE, decode, examples
 
 call = jax.jit(lambda delta_x, *batch: delta_x(*batch))  # one program compiles faster than each operation
 

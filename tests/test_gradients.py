@@ -85,7 +85,9 @@ def test_smoothgrad_depends_on_the_image_and_its_key_alone():
     logits_fn, (image, label, target) = network(rng), batch(rng)
     make, keys = smoothgrad.make(samples=3), jax.random.split(KEY, 5)
     whole = make(logits_fn, keys, image, label, target)
-    np.testing.assert_allclose(make(logits_fn, keys[3:], image[3:], label[3:], target[3:]), whole[3:], rtol=1e-5)
+    np.testing.assert_allclose(
+        make(logits_fn, keys[3:], image[3:], label[3:], target[3:]), whole[3:], rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"noise": -1.0}])

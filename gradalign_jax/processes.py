@@ -60,13 +60,13 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Return whether this process writes the run's directory."""
-    return jax.process_index() == 0
+    """Return whether this process writes the run's directory; looks for no device where it is alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait(reason: str) -> None:
     """Wait until every process is here."""
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(reason)
 
 

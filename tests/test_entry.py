@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -226,3 +227,11 @@ def test_one_switch_makes_every_product_float32(task):
     config.matmul_precision = "highest"
     config_checks.resolve(config)
     assert set(config.precision.values()) == {"float32"}
+
+
+def test_a_platform_that_is_not_there_is_named(tmp_path):
+    failed = typed("--config=configs/spheres.py:baseline,smoke", f"--workdir={tmp_path}", JAX_PLATFORMS="cuda")
+    assert failed.returncode == 2
+    assert re.fullmatch(r"gradalign_jax: JAX_PLATFORMS=cuda: JAX finds no such device.*\n", failed.stderr), (
+        failed.stderr
+    )

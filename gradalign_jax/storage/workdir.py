@@ -373,7 +373,9 @@ def _checkpointer() -> Any:
 
     number = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(number, {number}, f"process_{number}")
-    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+    # Directories made in the background are announced to all processes under one name, which two checkpoints share.
+    directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.StandardCheckpointer(async_options=directly, multiprocessing_options=alone)
 
 
 @contextmanager

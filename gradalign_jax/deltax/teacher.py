@@ -5,7 +5,7 @@
 A robust classifier's inputs change into another class on the way; those of an undefended one hardly change to the eye.
 So the estimate is as good as the teacher's own gradients, and a classifier aligned with it inherits them. ε must be
 large enough to reach the other class, about |Δx|; the descent stops earlier where the teacher is certain. Cost: `steps`
-forward and backward passes of the teacher for each image, as much as PGD training.
+forward and backward passes of the teacher for each image; the default is half of PGD-40 training's.
 """
 
 from collections.abc import Callable

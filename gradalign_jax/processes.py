@@ -18,7 +18,7 @@ from gradalign_jax.errors import RunError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT_SECONDS = 30  # after which the others stop when a process has died
-_SMALL = 2**24  # bytes; files up to this size are copied, because they may be appended to
+_SMALL = 2**24  # bytes; larger files are linked instead of copied, unless lines are appended to them
 
 
 def _launched() -> bool:
@@ -82,8 +82,8 @@ def private_copy(path: Path) -> Iterator[Path]:
     """Yield a temporary directory with the files of `path`, links to the large ones; changes do not reach `path`."""
 
     def copy(source: str, target: str) -> None:
-        small = os.path.getsize(source) <= _SMALL
-        (shutil.copyfile if small else os.symlink)(source, target)
+        copied = source.endswith(".jsonl") or os.path.getsize(source) <= _SMALL
+        (shutil.copyfile if copied else os.symlink)(source, target)
 
     with tempfile.TemporaryDirectory(prefix="gradalign_jax_") as folder:
         inside = Path(folder) / path.name

@@ -25,6 +25,11 @@ from launch.plan import Job
 
 _BEATS = 6  # renewals in the time after which a lease expires
 _HELD = "another process is writing"  # a run whose dead worker's process is still alive
+# By these a run would join the runs of the workers beside it, as one run of several processes.
+_GROUP = (
+    *("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"),
+    *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+)
 
 
 class Lease(NamedTuple):
@@ -39,9 +44,14 @@ class Lease(NamedTuple):
 
     def renew(self) -> bool:
         """Renew the lease; return False if another worker has taken the run over."""
-        if _read(self.path).get("token") != self.token:
+        try:
+            if json.loads(self.path.read_text())["token"] != self.token:
+                return False
+            os.utime(self.path)
+        except FileNotFoundError:
             return False
-        os.utime(self.path)
+        except (OSError, ValueError):  # of a network file system, or another's lease being written: the next beat sees
+            pass
         return True
 
     def release(self) -> None:
@@ -59,8 +69,8 @@ def claim(folder: Path, expiry: float) -> Lease | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lease"
+    expired = _read(path).get("token")  # before its age: a lease that is written in between is not expired
     if (since := age(path)) is not None:
-        expired = _read(path).get("token")
         if since < expiry:
             return None
         aside = folder / f".lease.{secrets.randbits(64)}"
@@ -171,8 +181,10 @@ def execute(command: Sequence[str], folder: Path, lease: Lease, beat: float) -> 
     """
     (folder / "failed.txt").unlink(missing_ok=True)
     (folder / "command.txt").write_text(shlex.join(command) + "\n")
+    alone = {name: value for name, value in os.environ.items() if name not in _GROUP}
     with open(folder / "log.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_end_with_parent)
+        before = log.tell()
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=alone, preexec_fn=_end_with_parent)
     try:
         while process.poll() is None:
             try:
@@ -186,9 +198,10 @@ def execute(command: Sequence[str], folder: Path, lease: Lease, beat: float) -> 
             process.wait()
     if not process.returncode:
         return ""
-    lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
+    own = (folder / "log.txt").read_bytes()[before:].decode(errors="replace")
+    lines = own.strip().splitlines()
     last = lines[-1] if lines else f"status {process.returncode}"
-    if _HELD in last:
+    if _HELD in own:
         time.sleep(beat)
         return "still written by its former worker, waiting"
     (folder / "failed.txt").write_text(f"{last}\n")

@@ -317,3 +317,14 @@ def test_one_estimator_may_not_train_and_measure(tmp_path):
     trained, measuring = sections(delta_x="encoder", generator=str(tmp_path))
     measuring.generator = str(tmp_path / "other")
     config_checks.check_measuring(trained, measuring)
+
+
+@pytest.mark.parametrize("name", ["nearest", "centroid", "score"])
+def test_a_class_without_images_is_refused(name, squares):
+    """Its Δx would be another class's: an index past the last class is clamped."""
+    train = squares.splits["train"]
+    lacking = data.Split(*(rows[train.label == 0] for rows in train))
+    config = spheres.get_config("baseline").evaluate
+    config.delta_x = name
+    with pytest.raises(RunError, match="none of class 1, to which"):
+        artifacts.load_delta_x(config, squares._replace(splits={"train": lacking}), "train")

@@ -169,3 +169,26 @@ def test_the_command_line_knows_it(action, tmp_path, monkeypatch, capsys):
         assert called[0][4] == 9
     else:
         assert " 0 running, " in capsys.readouterr().out
+
+
+def test_a_lease_outlives_a_failed_read_and_is_lost_to_another(tmp_path):
+    lease = worker.claim(tmp_path, 100)
+    content = lease.path.read_text()
+    lease.path.write_text("")  # another's file, before its content is written
+    assert lease.renew()
+    lease.path.write_text(content)
+    assert lease.renew()
+    lease.path.unlink()
+    assert not lease.renew()
+    assert worker.claim(tmp_path, 100).token != lease.token
+    assert not lease.renew()
+
+
+def test_a_run_does_not_join_the_runs_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    lease = worker.claim(tmp_path, 100)
+    command = [sys.executable, "-c", "import os; print([name for name in os.environ if 'NUM' in name])"]
+    assert worker.execute(command, tmp_path, lease, 5) == ""
+    assert "JAX_NUM_PROCESSES" not in (tmp_path / "log.txt").read_text()
+    assert "SLURM_STEP_NUM_TASKS" not in (tmp_path / "log.txt").read_text()

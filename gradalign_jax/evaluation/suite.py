@@ -240,6 +240,8 @@ def _points(
 ):
     """Yield positions and results of the images that are left, one call at a time."""
     measure = stage.name if stage.turns == 1 else f"{stage.name} {turn + 1}"
+    if devices > 1:  # a call is as many images; another number of devices must not take a recorded one for its own
+        measure += f", {devices} devices"
     for first in range(0, len(alive), stage.block * devices):
         place = alive[first : first + stage.block * devices].astype(np.int32)
 

@@ -75,8 +75,18 @@ def _from_training_images(name: str, dataset: data.Dataset, options: dict[str, A
 
 
 def training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images and labels that an estimator is made from."""
+    """Return the images and labels that an estimator is made from.
+
+    Raises:
+      RunError: if a class has no image: its Δx would silently be another class's.
+    """
     train = dataset.splits["train"] if dataset.sample is None else dataset.sample(jax.random.key(0), _SAMPLED)
+    counts = np.bincount(train.label, minlength=dataset.num_classes)
+    if not counts.all():
+        raise RunError(
+            f"the training images of {dataset.name} in use have none of class {counts.argmin()}, to which Δx is "
+            "estimated: raise config.data.limit"
+        )
     return np.asarray(data.to_float(jnp.asarray(train.image))), np.asarray(train.label)
 
 

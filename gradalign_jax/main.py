@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import contextlib
 import difflib
 import importlib
+import json
 import os
 import re
 import sys
@@ -190,6 +191,7 @@ def main(argv: list[str]) -> None:
                 processes.wait("the first process has opened the directory")
             processes.wait("the others have copied it")
             outcome = workdir.result()
+            processes.check_same("files in it", json.dumps([outcome, workdir.points()]))
             if outcome is None:
                 parallel.check_platform()
                 outcome = task.run(config, workdir)

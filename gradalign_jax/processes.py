@@ -4,6 +4,7 @@ Every process runs the same program on the same host data. Programs span the dev
 first process writes the run's directory, each of the others a private copy that is thrown away.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from gradalign_jax.errors import RunError
@@ -75,6 +77,19 @@ def any_of(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())
+
+
+def check_same(what: str, value: str) -> None:
+    """Compare what the processes found in the run's directory; every process must call this.
+
+    Raises:
+      RunError: in every process, if they found different things.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    digest = np.frombuffer(hashlib.blake2b(value.encode(), digest_size=8).digest(), np.uint32)
+    if (multihost_utils.process_allgather(digest) != digest[None]).any():
+        raise RunError(f"the processes of this run see different {what}: give all of them one --workdir, shared")
 
 
 @contextmanager

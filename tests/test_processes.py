@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gradalign_jax import processes
+from gradalign_jax import processes, records
 from gradalign_jax.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,12 +31,13 @@ def start(workdir, log, devices=1, **variables):
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file)
 
 
-def start_pair(workdir, logs):
+def start_pair(workdir, logs, second=None):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     variables = {processes.ADDRESS: address, processes.COUNT: "2"}
-    return [start(workdir, log, **variables, **{processes.NUMBER: str(n)}) for n, log in enumerate(logs)]
+    folders = (workdir, second or workdir)
+    return [start(folders[n], logs[n], **variables, **{processes.NUMBER: str(n)}) for n in range(2)]
 
 
 def test_two_processes_equal_two_devices_even_if_one_is_killed(tmp_path):
@@ -78,6 +79,19 @@ def test_incomplete_variables_are_refused(variables, words, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=words):
         processes.join()
+
+
+def test_processes_with_directories_of_their_own_are_refused(tmp_path):
+    """As on machines whose --workdir is a local disk: the second one has a point that the first has not."""
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    second = tmp_path / "second"
+    second.mkdir()
+    point = {"measure": "clean", "epsilon": None, "first": 0, "value": {}, "seconds": 1.0}
+    (second / "evaluation.jsonl").write_text(json.dumps(records.seal(point)) + "\n")
+    pair = start_pair(tmp_path / "first", logs, second=second)
+    assert [process.wait(300) for process in pair] == [2, 2]
+    # The one that ends first may be all that the other sees.
+    assert any("see different files in it: give all of them one --workdir" in log.read_text() for log in logs)
 
 
 def test_a_private_copy_changes_nothing(tmp_path):

@@ -13,8 +13,9 @@ With P the projection onto the ball around the image and onto the range, and η 
 The first checkpoint comes after 22 % of the steps. Each further one follows sooner by 3 %, but by no less than 6 %.
 
 The settings are those of the authors' AutoAttack. As there, the first step counts as a rise if its loss exceeds 0, not
-the loss at the start, and a tie in condition 1 counts as too few rises. Here each image has its own key, and its search
-ends at its first misclassified iterate.
+the loss at the start, and a tie in condition 1 counts as too few rises. At the first checkpoint condition 2 applies as
+in the paper; in their code only condition 1 does. Here each image has its own key, and its search ends at its first
+misclassified iterate.
 """
 
 from collections.abc import Callable

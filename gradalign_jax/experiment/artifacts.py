@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from gradalign_jax import data, models, records
 from gradalign_jax.deltax import encoder, projection, teacher
 from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import batches
 from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.storage import shards, weights
@@ -200,7 +201,7 @@ def load_teacher(directory: str | os.PathLike, dataset: data.Dataset, epsilon: f
     def logits_fn(variables, image):
         return classifier.apply(variables, image)[0]
 
-    made = teacher.make(Partial(logits_fn, variables), epsilon)
+    made = teacher.make(Partial(logits_fn, variables), epsilon, bounds=batches.image_range(dataset))
     return Estimate(made, {"source": "teacher", "digest": described["digest"], "epsilon": epsilon})
 
 

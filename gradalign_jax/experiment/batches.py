@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from gradalign_jax import data
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
+from gradalign_jax.types import IMAGE_RANGE
 
 _SAMPLED = {"validation": 200, "test": 1000}  # sizes of the splits of a sampled data set (the authors')
 
@@ -87,3 +88,12 @@ def split(config: ConfigDict, dataset: data.Dataset, name: str, key: jax.Array) 
         return dataset.splits[name]
     count = min(_SAMPLED[name], config.data.limit or _SAMPLED[name])
     return data.Split(*jax.device_get(dataset.sample(key, count)))
+
+
+def image_range(dataset: data.Dataset) -> tuple[float, float]:
+    """Return [-1, 1], or the range of the training images where it is wider, as on Squares."""
+    low, high = IMAGE_RANGE
+    image = dataset.splits["train"].image if "train" in dataset.splits else np.zeros(1, np.uint8)
+    if image.dtype == np.uint8:
+        return low, high
+    return min(low, float(image.min())), max(high, float(image.max()))

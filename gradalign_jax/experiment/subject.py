@@ -52,12 +52,7 @@ def attack_bounds(config: ConfigDict, dataset: data.Dataset) -> tuple[float, flo
 
     It is [-1, 1]; with attack.clip="data" it is widened to the range of the training images.
     """
-    if config.attack.clip == "range" or "train" not in dataset.splits:
-        return IMAGE_RANGE
-    image = dataset.splits["train"].image
-    if image.dtype == np.uint8:
-        return IMAGE_RANGE
-    return min(IMAGE_RANGE[0], float(image.min())), max(IMAGE_RANGE[1], float(image.max()))
+    return IMAGE_RANGE if config.attack.clip == "range" else batches.image_range(dataset)
 
 
 class Subject(NamedTuple):

@@ -10,7 +10,7 @@ logit, less its bias, is 0; it grows with the scale of the images.
 import jax
 import jax.numpy as jnp
 
-from gradalign_jax.types import Array, LogitsFn
+from gradalign_jax.types import Array, LogitsFn, predicted
 
 
 def alignment(image: Array, gradient: Array) -> Array:
@@ -24,4 +24,6 @@ def alignment(image: Array, gradient: Array) -> Array:
 
 def predicted_gradient(logits_fn: LogitsFn, image: Array) -> Array:
     """Return the gradient `[B, ...]` of the logit of the predicted class: the g of the authors' measure."""
-    return jax.grad(lambda x: logits_fn(x).max(-1).sum())(image)
+    logits, pull_back = jax.vjp(logits_fn, image)
+    # Of equal logits the first: the gradient of their maximum would be a mean over them.
+    return pull_back(jax.nn.one_hot(predicted(logits), logits.shape[-1], dtype=logits.dtype))[0]

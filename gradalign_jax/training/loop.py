@@ -102,6 +102,7 @@ def train(
         state, best = saved
         logging.warning("resuming from step %d", int(state.step))
     step = int(state.step)
+    processes.check_same("checkpoints", str(step))
     epoch_open = saved is not None and workdir.epoch_open(step)
     workdir.open_metrics(step, epoch_open)
     if step == total and not epoch_open:

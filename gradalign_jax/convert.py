@@ -1,4 +1,4 @@
-"""Take weights from PyTorch, and give weights to PyTorch.
+"""Import weights from PyTorch, and export weights to it.
 
     python -m gradalign_jax.convert import FILE DIR --model=wide_resnet [--options depth=34 ...]
     python -m gradalign_jax.convert export DIR FILE
@@ -100,7 +100,7 @@ def _usage(model: Mapping[str, Any]) -> str:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return {"depth": 34} of ["depth=34"]; a value that is no Python literal is text."""
+    """Parse `OPTION=VALUE` pairs: ["depth=34"] becomes {"depth": 34}; a value that is not a literal stays a string."""
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

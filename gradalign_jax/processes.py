@@ -62,7 +62,7 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Return whether this process writes the run's directory; looks for no device where it is alone."""
+    """Return whether this process writes the run's directory. Initializes no device in a run of one process."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 

@@ -26,7 +26,7 @@ def unseal(record: Any, key: str = "digest") -> dict[str, Any] | None:
 
 
 def parse(content: bytes, key: str = SEAL) -> dict[str, Any]:
-    """Return the record in the content of a file, without its digest; one without a digest is of an older version.
+    """Return the record in the content of a file, without its digest. Older versions wrote none, which is accepted.
 
     Raises:
       ValueError: if it is damaged; the message says how, without the file's name.

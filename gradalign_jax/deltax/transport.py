@@ -7,7 +7,7 @@ algorithm (Cuturi 2013) between the m images of the one class and the m images o
 weights, in the logarithmic domain. For one of those images w is its row of the transport plan times m, and the sum its
 barycentric target. For any other image it is the entropic map of Pooladian and Niles-Weed (2021), a function of that
 image alone, so Δ̂x does not depend on the rest of the batch. ε is relative to the mean cost of the pair of classes.
-Unlike `nearest`, transport does not send many images to the same few hubs: each a_j receives the same weight in all.
+Unlike `nearest`, it does not send many images to the same few examples: every a_j receives the same total weight.
 
 Cost: K² problems of `iterations` passes over m x m costs when it is made, then 2 B n K m FLOP for each batch.
 """

@@ -276,8 +276,8 @@ def start_again(
       remember: as in `run`.
 
     Returns:
-      ε, the number of attacked images, at most a block of those that survived there, and how many were fooled; None
-      where no image survived.
+      ε, the number of images attacked again (at most one block of the survivors at that ε), and how many of them were
+      fooled; None where no image survived.
     """
     row = int(np.abs(fooled.mean(1) - 0.5).argmin())
     place = np.flatnonzero(~fooled[row])[: attack.block].astype(np.int32)

@@ -318,7 +318,7 @@ def image_hashes(images: data.Split) -> np.ndarray:
 def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Estimate:
     """Load the Δx of a projection run: G(z*, target) - x (Eq. 16), with x' generated on demand.
 
-    The Δx to a class that the store does not hold is NaN; the estimate's `covered` tells which it holds.
+    The Δx to a class that the store does not hold is NaN; the estimate's `covered` marks the pairs in the store.
 
     Raises:
       RunError: if the store is empty, damaged, or of another data set, or its images differ from this data set's.

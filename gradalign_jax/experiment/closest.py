@@ -54,7 +54,7 @@ def classes(judge: Judge, images: data.Split, on: Sequence[jax.Device], block: i
 
 
 def nearest(distance: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return the smallest distances of each image and those that equal it, bool `[N, K]`, never its own class.
+    """Mark each image's closest other class, and any tied with it up to rounding, bool `[N, K]`.
 
     Args:
       distance: signed, `[N, K]`; +inf for a class that no linear step reaches.

@@ -1,4 +1,4 @@
-"""The latents of pairs of an image and a class: searched on the devices, kept in a store that can be filled further."""
+"""The latents of pairs of an image and a class: searched on the devices, kept in a store that later runs can extend."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class Latents:
       dataset: the data.
       variables, described: the generator (`artifacts.load_gan`).
       devices: what they are computed on.
-      folder: the store's; None: there is no store.
+      folder: the store's directory; None if nothing is stored.
     """
 
     def __init__(

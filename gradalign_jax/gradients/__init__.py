@@ -1,4 +1,4 @@
-"""Gradients of the difference of two logits, and what others average them over, one per file.
+"""Input gradients of a logit difference, plain or averaged, one per file.
 
     plain        ∇(logit_target - logit_label) at x                           make()
     smoothgrad   its mean over x plus noise                                   make(samples, noise)

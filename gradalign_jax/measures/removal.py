@@ -1,8 +1,8 @@
 """Images without the pixels that a gradient ranks highest.
 
-A classifier's accuracy on them tells whether the gradient finds the pixels that it uses. ROAR (Hooker et al. 2019)
-retrains the classifier on such images. Here it is not retrained, so part of the loss of accuracy comes from images
-unlike those of training: compare with random pixels.
+If the gradient finds the pixels that the classifier uses, accuracy falls on these images. ROAR (Hooker et al. 2019)
+retrains the classifier on such images. Here it is not retrained, so accuracy also falls because the images differ from
+the training images: compare with the removal of random pixels.
 """
 
 import jax.numpy as jnp

@@ -43,7 +43,7 @@ def load(source: str | Path, variables: Variables) -> Variables:
       variables: of the model, {"params", "batch_stats"}.
 
     Raises:
-      ValueError: if the model is no ResNet, the file is missing or damaged, or a tensor is missing, unknown or has
+      ValueError: if the model is not a ResNet, the file is missing or damaged, or a tensor is missing, unknown or has
         another shape; the message names the file, the first tensor at fault and the remedy.
       ImportError: if the file needs an extra that is not installed.
     """
@@ -127,7 +127,7 @@ def to_torch(variables: Variables) -> dict[str, np.ndarray]:
     and 1 become RobustBench's buffers `mu` and `sigma`.
 
     Raises:
-      ValueError: if the model is no ResNet.
+      ValueError: if the model is not a ResNet.
     """
     head = _head(variables)
     if head is None:

@@ -8,7 +8,7 @@ import pytest
 import gradalign_jax
 from gradalign_jax import Directions
 from gradalign_jax.evaluation import directions, options
-from gradalign_jax.experiment import config_checks
+from gradalign_jax.experiment import config_rules
 from gradalign_jax.measures import tangent
 
 COUNT, SHAPE, CLASSES = 21, (4, 4, 1), 3
@@ -138,7 +138,7 @@ def test_a_further_delta_x_of_another_shape_is_refused():
 
 
 def test_the_config_and_the_library_have_the_same_measures():
-    assert config_checks._MEASURES == options.MEASURES
+    assert config_rules.MEASURES == options.MEASURES
 
 
 def test_a_value_that_is_not_finite_becomes_none():

@@ -12,7 +12,7 @@ import pytest
 
 from configs import cifar10, common, mnist, mnist35, spheres, squares, squares32
 from gradalign_jax import config_keys, main
-from gradalign_jax.experiment import config_checks
+from gradalign_jax.experiment import config_checks, config_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,7 +116,7 @@ def test_every_config_passes_its_own_check(module):
         for argument in (method, f"{method},smoke"):
             config = module.get_config(argument)
             assert config.method == method
-            if method == "align" and config.data.name not in config_checks.EXACT_DELTA_X:
+            if method == "align" and config.data.name not in config_rules.EXACT_DELTA_X:
                 with pytest.raises(ValueError, match="no exact Δx"):
                     config_checks.check(config)
             else:

@@ -184,6 +184,7 @@ def test_a_lease_outlives_a_failed_read_and_is_lost_to_another(tmp_path):
     assert not lease.renew()
 
 
+@pytest.mark.filterwarnings("ignore:os.fork", "ignore::pytest.PytestUnraisableExceptionWarning")  # a worker has no JAX
 def test_a_run_does_not_join_the_runs_beside_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")

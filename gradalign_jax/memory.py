@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
+from gradalign_jax import processes
 from gradalign_jax.errors import OutOfMemoryError
 from gradalign_jax.ops import platform
 
@@ -21,15 +22,15 @@ _SHARE = 0.6  # of the memory; the rest is for data, weights and fragmentation
 
 
 def block(kind: str, shape: tuple[int, ...], on: list[jax.Device]) -> int:
-    """Return the number of images or pairs per program on each device.
+    """Return the number of images or pairs per program on each device, the same in every process of a run.
 
     Args:
       kind: "evaluate" (images) or "project" (pairs).
       shape: the shape of one image.
       on: the devices. CPUs and devices that do not report their memory get a fixed number.
     """
-    limit = capacity(on[0])
-    if platform.is_cpu() or limit is None:
+    limit = processes.least(capacity(on[0]) or 0)
+    if platform.is_cpu() or not limit:
         return _CPU[kind] if platform.is_cpu() else _MOST[kind] // 10
     pixels = math.prod(shape[:2]) if len(shape) > 1 else shape[0]
     nearest = min(_EVALUATION, key=lambda measured: abs(math.log(measured / pixels)))

@@ -79,6 +79,13 @@ def any_of(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())
 
 
+def least(value: int) -> int:
+    """Return the smallest of the processes' values, to 7 digits; every process must call this."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(jax.numpy.asarray(value, "float32")).min())
+
+
 def check_same(what: str, value: str) -> None:
     """Compare what the processes found in the run's directory; every process must call this.
 

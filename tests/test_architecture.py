@@ -17,7 +17,7 @@ ROWS = (
     ("experiment",),
     ("training", "evaluation"),
     ("data", "models", "gradients", "measures"),
-    ("deltax", "alignment", "memory", "parallel", "processes", "storage"),
+    ("deltax", "alignment", "memory", "parallel", "storage"),
     ("attacks",),
     ("ops",),
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,13 +32,17 @@ def start(workdir, log, devices=1, **variables):
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file)
 
 
-def start_pair(workdir, logs, second=None):
+def of_two():
+    """The variables of two processes that join."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    variables = {processes.ADDRESS: address, processes.COUNT: "2"}
+    return [{processes.ADDRESS: address, processes.COUNT: "2", processes.NUMBER: str(n)} for n in range(2)]
+
+
+def start_pair(workdir, logs, second=None):
     folders = (workdir, second or workdir)
-    return [start(folders[n], logs[n], **variables, **{processes.NUMBER: str(n)}) for n in range(2)]
+    return [start(folders[n], logs[n], **variables) for n, variables in enumerate(of_two())]
 
 
 def test_two_processes_equal_two_devices_even_if_one_is_killed(tmp_path):
@@ -92,6 +97,19 @@ def test_processes_with_directories_of_their_own_are_refused(tmp_path):
     assert [process.wait(300) for process in pair] == [2, 2]
     # The one that ends first may be all that the other sees.
     assert any("see different files in it: give all of them one --workdir" in log.read_text() for log in logs)
+
+
+def test_unequal_cards_get_equal_blocks():
+    program = (
+        "import jax; from gradalign_jax import memory, processes; from gradalign_jax.ops import platform\n"
+        "processes.join()\n"
+        "memory.capacity = lambda device: int(16e9) * (1 + jax.process_index())\n"
+        "with platform.target('gpu'): print('images:', memory.block('evaluate', (32, 32, 3), jax.devices()))"
+    )
+    command = [sys.executable, "-c", program]
+    pair = [subprocess.Popen(command, env=os.environ | own, stdout=subprocess.PIPE, text=True) for own in of_two()]
+    printed = [re.search(r"images: (\d+)", process.communicate(timeout=60)[0])[1] for process in pair]  # beside Gloo's
+    assert printed == [str(int(0.6 * 16e9 / 10.8e6))] * 2
 
 
 def test_a_private_copy_changes_nothing(tmp_path):

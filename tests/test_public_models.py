@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 import gradalign_jax
 import peers
 from configs import cifar10
-from gradalign_jax import convert, models, training
+from gradalign_jax import convert, data, models, training
 from gradalign_jax.errors import RunError
+from gradalign_jax.experiment import artifacts, closest
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.workdir import Workdir
@@ -411,7 +412,7 @@ def test_imported_weights_are_measured_on_real_images(tmp_path):
     assert evaluate.table(result).endswith(f"robust accuracy, PGD L∞: {robust:.4g} at ε=0.06275")
 
 
-def test_imported_weights_of_other_classes_are_refused(tmp_path, monkeypatch):
+def test_imported_weights_of_other_classes_are_refused(tmp_path):
     variables = varied(models.create("preact_resnet", num_classes=7, **NARROW))
     save_file(pretrained.to_torch(variables), tmp_path / "w.safetensors")
     convert.import_weights(tmp_path / "w.safetensors", tmp_path / "run", "spheres", "preact_resnet", NARROW)
@@ -420,9 +421,14 @@ def test_imported_weights_of_other_classes_are_refused(tmp_path, monkeypatch):
     config = spheres.get_config("evaluate")
     config.classifier = str(tmp_path / "run")
     workdir = Workdir(tmp_path / "measured", config.to_dict())
-    with pytest.raises(RunError, match=r"run holds weights of 7 classes, spheres has 2"):
+    dataset, words = data.load("spheres"), r"run holds weights of 7 classes, spheres has 2"
+    with pytest.raises(RunError, match=words):
         evaluate.run(config, workdir)
     workdir.close()
+    with pytest.raises(RunError, match=words):
+        closest.load(config.classifier, dataset)
+    with pytest.raises(RunError, match=words):
+        artifacts.load_teacher(config.classifier, dataset, epsilon=1.0)
 
 
 def test_foolbox_attacks_a_trained_classifier_as_strongly():

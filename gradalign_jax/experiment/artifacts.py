@@ -188,13 +188,33 @@ def _remedy(key: str, config: ConfigDict) -> str:
     return "give a classifier of this data set"
 
 
+def check_classes(directory: str | os.PathLike, described: Mapping[str, Any], dataset: data.Dataset) -> None:
+    """Refuse imported weights of another number of classes.
+
+    Args:
+      directory: the classifier's.
+      described: the description stored with its weights.
+      dataset: the data.
+
+    Raises:
+      RunError: if the number differs.
+    """
+    classes = described.get("classes", dataset.num_classes)
+    if classes != dataset.num_classes:
+        raise RunError(
+            f"{directory} holds weights of {classes} classes, {dataset.name} has {dataset.num_classes}: give a "
+            "classifier of this data set"
+        )
+
+
 def load_teacher(directory: str | os.PathLike, dataset: data.Dataset, epsilon: float) -> Estimate:
     """Load the Δx along a targeted attack, of L2 norm up to ε, on a finished run's classifier.
 
     Raises:
-      RunError: as `load_classifier`.
+      RunError: as `load_classifier`, or if its number of classes differs.
     """
     variables, config, described = load_classifier(directory, dataset.name, "config.*.teacher")
+    check_classes(directory, described, dataset)
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
     classifier = models.create(config.model.name, num_classes=dataset.num_classes, **options)
 

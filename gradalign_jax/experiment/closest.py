@@ -33,6 +33,7 @@ def load(directory: str, dataset: data.Dataset) -> Judge:
       RunError: if its weights are missing or damaged, or of another data set.
     """
     variables, config, described = artifacts.load_classifier(directory, dataset.name, "config.project.classifier")
+    artifacts.check_classes(directory, described, dataset)
     return Judge(create_classifier(config, dataset), variables, described["digest"])
 
 

@@ -33,12 +33,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"
         )
     subject = load_subject(config, trained, batch_size=0, some_classes=True)
-    classes = described.get("classes", subject.dataset.num_classes)
-    if classes != subject.dataset.num_classes:
-        raise RunError(
-            f"{config.classifier} holds weights of {classes} classes, {config.data.name} has "
-            f"{subject.dataset.num_classes}: measure them on their own data set"
-        )
+    artifacts.check_classes(config.classifier, described, subject.dataset)
     measuring = subject.measuring and subject.measuring.described
     artifacts.check_apart(described.get("delta_x"), measuring, config.evaluate.same_generator)
     measured = test(subject, variables, workdir, by_class=True)

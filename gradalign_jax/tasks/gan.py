@@ -85,7 +85,8 @@ class GanRun:
     def load_judge(self) -> tuple[Classifier, Variables]:
         """Load the classifier that judges samples, with its weights."""
         directory, name = self.config.gan.classifier, self.dataset.name
-        variables, config, _ = artifacts.load_classifier(directory, name, "config.gan.classifier")
+        variables, config, described = artifacts.load_classifier(directory, name, "config.gan.classifier")
+        artifacts.check_classes(directory, described, self.dataset)
         return create_classifier(config, self.dataset), variables
 
     # ---- training

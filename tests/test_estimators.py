@@ -267,6 +267,32 @@ def test_trains_and_measures_by_name(name, squares, runs):
     assert abs(result["alpha_delta_x"]) <= 1
 
 
+def test_a_run_keeps_the_network_that_it_trained(squares, runs, tmp_path):
+    """A later start has the same bits; it reads them, since another network in the file gives another Δx."""
+    test = squares.splits["test"]
+    arguments = jnp.asarray(test.image[:4]), test.label[:4], 1 - test.label[:4], test.index[:4]
+    section = squares32.get_config("align").delta_x
+    for name, generator in (("score", ""), ("encoder", runs)):
+        section.name, section.generator = name, generator
+        vectors = [
+            artifacts.load_delta_x(section, squares, "train", folder=folder).delta_x(*arguments)
+            for folder in (None, tmp_path, tmp_path)
+        ]
+        np.testing.assert_array_equal(vectors[0], vectors[1])
+        np.testing.assert_array_equal(vectors[0], vectors[2])
+    section.penalty = 0.25
+    artifacts.load_delta_x(section, squares, "train", folder=tmp_path)
+    assert len(list(tmp_path.glob("encoder_*.safetensors"))) == 2
+    section.name, section.generator, section.penalty = "score", "", 0.0
+    (file,) = tmp_path.glob("score_*.safetensors")
+    arrays, _ = weights.read(file)
+    weights.write(file, jax.tree.map(np.zeros_like, arrays))
+    assert not artifacts.load_delta_x(section, squares, "train", folder=tmp_path).delta_x(*arguments).any()
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(RunError, match="is damaged"):
+        artifacts.load_delta_x(section, squares, "train", folder=tmp_path)
+
+
 def test_sampled_data_sets_have_examples():
     section = spheres.get_config("align").delta_x
     section.name = "centroid"

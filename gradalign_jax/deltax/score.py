@@ -16,6 +16,8 @@ from gradalign_jax.deltax.centroid import check_examples
 from gradalign_jax.deltax.encoder import BATCH, Params, fit, perceptron
 from gradalign_jax.types import Array, DeltaX
 
+TRAINED = True  # `make` trains a network, which a run keeps
+
 
 def make(
     images: np.ndarray | Array,

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from gradalign_jax import data, models, records
 from gradalign_jax.deltax import encoder, projection, teacher
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import batches
+from gradalign_jax.experiment import batches, kept
 from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.storage import shards, weights
@@ -32,7 +32,12 @@ IMPORTED = "imported"  # the method of a classifier that no run trained (gradali
 
 
 def load_delta_x(
-    section: ConfigDict, dataset: data.Dataset, split: str, images: int = 0, some_classes: bool = False
+    section: ConfigDict,
+    dataset: data.Dataset,
+    split: str,
+    images: int = 0,
+    some_classes: bool = False,
+    folder: Path | None = None,
 ) -> Estimate | None:
     """Load the Δx that a config section names.
 
@@ -44,6 +49,7 @@ def load_delta_x(
       dataset: the data.
       split, images: the examples that need a Δx: the first `images` of a split (0 = all).
       some_classes: whether to accept a Δx to some of the other classes alone; `check_targets` then refuses others.
+      folder: the run's directory, which keeps an estimator that is trained here; None: it is trained at every start.
 
     Returns:
       The Δx, or None where there is none.
@@ -54,7 +60,8 @@ def load_delta_x(
     """
     name = section.get("name", section.get("delta_x", ""))
     of_classifier = partial(load_teacher, epsilon=section.teacher_epsilon)
-    of_generator = partial(load_encoder, penalty=section.penalty) if name == "encoder" else load_residual
+    encode = partial(load_encoder, penalty=section.penalty, folder=folder)
+    of_generator = encode if name == "encoder" else load_residual
     for key, load in (("generator", of_generator), ("store", load_projections), ("teacher", of_classifier)):
         if section[key]:
             estimate = load(section[key], dataset)
@@ -63,16 +70,21 @@ def load_delta_x(
                 _check_covers(section[key], estimate, split, needed, some_classes)
             return estimate
     if name and name != "exact":
-        return _from_training_images(name, dataset, {"k": section.neighbors} if section.neighbors else {})
+        return _from_training_images(name, dataset, {"k": section.neighbors} if section.neighbors else {}, folder)
     if dataset.delta_x is None:
         return None
     return Estimate(Partial(dataset.delta_x), {"source": "exact"})
 
 
-def _from_training_images(name: str, dataset: data.Dataset, options: dict[str, Any]) -> Estimate:
+def _from_training_images(name: str, dataset: data.Dataset, options: dict[str, Any], folder: Path | None) -> Estimate:
     module = importlib.import_module(f"gradalign_jax.deltax.{name}")
-    made = module.make(*training_images(dataset), **options)
-    return Estimate(made if isinstance(made, Partial) else Partial(made), {"source": name, **options})
+    described, examples = {"source": name, **options}, training_images(dataset)
+
+    def make() -> Partial:
+        made = module.make(*examples, **options)
+        return made if isinstance(made, Partial) else Partial(made)
+
+    return Estimate(kept.once(folder if getattr(module, "TRAINED", False) else None, described, make), described)
 
 
 def training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -307,10 +319,12 @@ def _generate(size: int, folded: biggan_folded.Folded, z: Array, label: Array) -
     return biggan.crop(biggan_folded.generate(folded, z, label), size)
 
 
-def load_encoder(directory: str | os.PathLike, dataset: data.Dataset, penalty: float = 0.0) -> Estimate:
+def load_encoder(
+    directory: str | os.PathLike, dataset: data.Dataset, penalty: float = 0.0, folder: Path | None = None
+) -> Estimate:
     """Train an encoder for the generator of a finished GAN run on the data set, and return its Δx.
 
-    It is trained again by every process that loads it, with the same result on the same device.
+    `folder` is the directory of a run that keeps it; None: it is trained at every start.
 
     Raises:
       RunError: as `load_gan`, or if the generator is of another data set.
@@ -322,8 +336,9 @@ def load_encoder(directory: str | os.PathLike, dataset: data.Dataset, penalty: f
         )
     generate = generate_fn(biggan_folded.fold(variables), dataset.image_shape[0])
     options = {"penalty": penalty} if penalty else {}
-    made = encoder.make(generate, *training_images(dataset), latent_dim=described["latent_dim"], **options)
-    return Estimate(made, {"source": "encoder", **{name: described[name] for name in ("digest", "run")}, **options})
+    source = {"source": "encoder", **{name: described[name] for name in ("digest", "run")}, **options}
+    make = partial(encoder.make, generate, *training_images(dataset), latent_dim=described["latent_dim"], **options)
+    return Estimate(kept.once(folder, source, make), source)
 
 
 def image_hashes(images: data.Split) -> np.ndarray:

@@ -15,7 +15,9 @@ from gradalign_jax.storage import pictures
 from gradalign_jax.types import Array, Batch, Classifier, DeltaX, Estimate, Variables
 
 
-def load(config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring: Estimate | None) -> Directions | None:
+def load(
+    config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring: Estimate | None, folder: Path | None = None
+) -> Directions | None:
     """Load what `config.evaluate` names, None where it names no gradient.
 
     Args:
@@ -23,6 +25,7 @@ def load(config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring
       dataset: the data.
       split: the test images in use.
       measuring: the Δx of ᾱ_Δx, which is compared as well, by the name of its source.
+      folder: as in `artifacts.load_delta_x`.
 
     Raises:
       RunError: as `artifacts.load_delta_x`, or if a Δx or the tangent spaces cannot be used.
@@ -33,18 +36,18 @@ def load(config: ConfigDict, dataset: data.Dataset, split: data.Split, measuring
     delta_x: dict[str, DeltaX] = {measuring.described["source"]: measuring.delta_x} if measuring else {}
     for name in section.estimators:
         if name not in delta_x:
-            delta_x[name] = _load_estimator(section, name, dataset).delta_x
+            delta_x[name] = _load_estimator(section, name, dataset, folder).delta_x
     space = None
     if {"tangent", "noise"} & set(section.measures):
         space = artifacts.load_tangent_space(section.store, dataset, split)
     return Directions(section.gradients, delta_x, section.measures, space)
 
 
-def _load_estimator(section: ConfigDict, name: str, dataset: data.Dataset) -> Estimate:
+def _load_estimator(section: ConfigDict, name: str, dataset: data.Dataset, folder: Path | None) -> Estimate:
     """Load an estimator that needs no finished run, with its default options."""
     without = {"generator": "", "store": "", "teacher": "", "neighbors": 0}
     own = ConfigDict(section.to_dict() | without | {"delta_x": name})
-    estimate = artifacts.load_delta_x(own, dataset, "test", section.images)
+    estimate = artifacts.load_delta_x(own, dataset, "test", section.images, folder=folder)
     if estimate is None:
         raise RunError(f"{dataset.name} has no Δx by {name!r}: take it off config.evaluate.estimators")
     return estimate

@@ -1,6 +1,7 @@
 """The classifier of a task with its data, built from the config, and its measurement on the test split."""
 
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -125,10 +126,12 @@ class Subject(NamedTuple):
         )
 
 
-def load_subject(config: ConfigDict, run: ConfigDict, batch_size: int, some_classes: bool = False) -> Subject:
+def load_subject(
+    config: ConfigDict, run: ConfigDict, batch_size: int, some_classes: bool = False, folder: Path | None = None
+) -> Subject:
     """Build the subject of a task; model and seed are those of `run`, the config that trains or trained it.
 
-    `some_classes`: as in `artifacts.load_delta_x`.
+    `some_classes` and `folder`: as in `artifacts.load_delta_x`.
     """
     dataset = batches.load(config)
     return Subject(
@@ -136,7 +139,7 @@ def load_subject(config: ConfigDict, run: ConfigDict, batch_size: int, some_clas
         dataset,
         create_classifier(run, dataset),
         attack_bounds(config, dataset),
-        artifacts.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images, some_classes),
+        artifacts.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images, some_classes, folder),
         parallel.devices(config.devices, batch_size),
         jax.random.key(run.seed),
     )
@@ -193,7 +196,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
         wrong = values["clean", None]["predicted"] != split.label
         result["suite"] = _measure_suite(subject, split, copies, wrong, block, remember)
         result["warnings"] += result["suite"].pop("warnings")
-    chosen = directions.load(config, subject.dataset, split, measuring)
+    chosen = directions.load(config, subject.dataset, split, measuring, workdir.path)
     if chosen:
         target = values["alignment", None]["target"]
         result["directions"] = further.measure(evaluation, copies, split, target, chosen, remember)

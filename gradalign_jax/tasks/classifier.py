@@ -47,12 +47,15 @@ class ClassifierRun:
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
         self.config, self.workdir = config, workdir
-        self.subject = load_subject(config, config, config.train.batch_size)
+        folder = workdir.path if workdir else None
+        self.subject = load_subject(config, config, config.train.batch_size, folder=folder)
         self.dataset, self.devices = self.subject.dataset, self.subject.devices
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.delta_x = (
-            artifacts.load_delta_x(config.delta_x, self.dataset, "train") if config.method == "align" else None
+            artifacts.load_delta_x(config.delta_x, self.dataset, "train", folder=folder)
+            if config.method == "align"
+            else None
         )
         sources = [estimate and estimate.described for estimate in (self.delta_x, self.subject.measuring)]
         artifacts.check_apart(*sources, config.evaluate.same_generator)

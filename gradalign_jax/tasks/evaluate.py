@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         raise RunError(
             f"{config.classifier} holds other weights than when this evaluation began: choose another --workdir"
         )
-    subject = load_subject(config, trained, batch_size=0, some_classes=True)
+    subject = load_subject(config, trained, batch_size=0, some_classes=True, folder=workdir.path)
     artifacts.check_classes(config.classifier, described, subject.dataset)
     measuring = subject.measuring and subject.measuring.described
     artifacts.check_apart(described.get("delta_x"), measuring, config.evaluate.same_generator)

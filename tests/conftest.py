@@ -6,6 +6,10 @@ workers need is compiled once. Programs that tests start (`python -m gradalign_j
 
 import os
 import tempfile
+import time
+from contextlib import contextmanager
+
+import pytest
 
 _FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
@@ -20,3 +24,20 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the first p
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often tests/test_kills.py kills a run, over all tasks")
+
+
+@pytest.fixture
+def refused(caplog):
+    """A context in which an error is raised: in one line, within 3 seconds, before anything is compiled."""
+    import jax  # after the environment is set
+
+    @contextmanager
+    def context(error, match):
+        started, before = time.monotonic(), len(caplog.records)
+        with jax.log_compiles(), pytest.raises(error, match=match) as raised:
+            yield raised
+        assert time.monotonic() - started < 3
+        assert "\n" not in str(raised.value)
+        assert not [record for record in caplog.records[before:] if "ompil" in record.getMessage()]
+
+    return context

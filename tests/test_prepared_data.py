@@ -150,12 +150,11 @@ def edit_info(folder, old, new):
     ],
     ids=["truncated", "file missing", "features", "missing", "tfrecord", "count"],
 )
-def test_bad_prepared_data_end_in_one_line_with_the_remedy(copy, tmp_path, harm, message):
+def test_bad_prepared_data_end_in_one_line_with_the_remedy(copy, tmp_path, harm, message, refused):
     harm(copy / "mnist" / "3.0.1")
-    with pytest.raises(data.DataError, match=message) as raised:
+    with refused(data.DataError, message) as raised:
         data.load("mnist", data_dir=copy, cache_dir=tmp_path)
     assert "python -m gradalign_jax.data.prepare mnist --data_dir" in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_foreign_data_are_refused(copy, tmp_path, monkeypatch):
@@ -272,12 +271,11 @@ LABELS = "train-labels-idx1-ubyte"
     ],
     ids=["missing", "short", "long", "empty", "header", "float", "another set", "gzip", "test for train"],
 )
-def test_bad_idx_files_are_named(originals_dir, tmp_path, harm, message):
+def test_bad_idx_files_are_named(originals_dir, tmp_path, harm, message, refused):
     unpack(originals_dir)
     harm(originals_dir)
-    with pytest.raises(data.DataError, match=message) as raised:
+    with refused(data.DataError, message):
         data.load("mnist", data_dir=originals_dir, cache_dir=tmp_path / "cache")
-    assert "\n" not in str(raised.value)
 
 
 def test_records_in_another_order_are_noted(copy, tmp_path, monkeypatch):

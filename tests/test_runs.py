@@ -136,6 +136,28 @@ def test_devices_change_a_run_only_by_rounding(method, tmp_path):
     assert moved > 1e-2  # it did train
 
 
+def test_a_run_moves_between_numbers_of_devices(tmp_path, monkeypatch):
+    """Saved on 4 devices, resumed on 1, on 2 and on 4 again: the run of one device up to rounding."""
+    settings = {"train.batch_size": 48, "train.epochs": 4}
+    config = small("pgd", **settings)
+    start(tmp_path / "one", config)
+    save = Workdir.save
+
+    def save_then_die(self, step, tree, **options):
+        save(self, step, tree, **options)
+        raise Killed
+
+    for devices in (4, 1, 2, 4):
+        with monkeypatch.context() as patch, suppress(Killed):
+            if devices != 4 or not (tmp_path / "moved").exists():
+                patch.setattr(Workdir, "save", save_then_die)
+            start(tmp_path / "moved", small("pgd", devices=devices, **settings))
+    assert (tmp_path / "moved" / "result.json").exists()
+    states = [last_checkpoint(tmp_path / name, config)[0] for name in ("one", "moved")]
+    assert states[0].step == states[1].step == 48
+    chex.assert_trees_all_close(states[0].variables, states[1].variables, atol=2e-5)
+
+
 def test_memory_grows_with_the_data_only_by_the_images():
     """A compiled chunk needs, besides its arguments, only the order of an epoch: some bytes per image."""
     model = models.create("mlp", hidden=(16,), input_size=32 * 32)

@@ -41,6 +41,7 @@ from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.deltax import centroid, encoder, nearest, patch, sample, score, teacher, transport
 from gradalign_jax.errors import RunError, first_line
 from gradalign_jax.experiment import artifacts
+from gradalign_jax.storage.result import versions
 from gradalign_jax.types import Batch, DeltaX
 from launch import deltax_runs
 from launch.deltax_runs import DIGITS, Case, Runs, load_generator, load_judge, load_teacher, projected
@@ -294,6 +295,7 @@ def write(folder: Path, case: Case, rows: list[dict[str, Any]]) -> None:
     text = table(rows, reference_of(case))
     (folder / "table.md").write_text(text)
     result = {"dataset": case.dataset.name, "task": "deltax", "images": len(case.target), "estimators": rows}
+    result["versions"] = versions()
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

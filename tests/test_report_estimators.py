@@ -31,6 +31,7 @@ def test_the_table_has_a_row_for_each_estimator_and_the_scores_that_exist(tmp_pa
     ]
     assert [row.note for row in table.rows] == ["1,200 test images", "", "1,200 test images"]
     assert cell_of(table, "success", "spheres", "nearest of 8").values == (50.0,)
+    assert cell_of(table, "success", "spheres", "nearest of 8").measured_text() == "50.0"
     assert cell_of(table, "cosine", "mnist", "nearest of 8").values == (0.25,)
     assert cell_of(table, "epsilon_half", "spheres", "exact").values == (0.007,)
     assert cell_of(table, "epsilon_half", "mnist", "nearest of 8").measured_text() == "–"

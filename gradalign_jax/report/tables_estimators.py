@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradalign_jax.paper import DATASET_NAMES
-from gradalign_jax.report.cells import Cell, Row, Table, cell
+from gradalign_jax.report.cells import Cell, Row, Table
 from gradalign_jax.report.runs import Run
 
-# Heading and factor of each score.
+# Heading, factor and format of each score.
 _SCORES = {
-    "cosine": ("cosine", 1),
-    "cosine_sd": ("± over images", 1),
-    "success": ("success %", 100),
-    "length": ("‖Δ̂x‖₂", 1),
-    "seconds_to_make": ("s to make", 1),
-    "seconds_per_1000": ("s / 1,000 images", 1),
-    "epsilon_half": ("ε50% of align", 1),
-    "alpha_delta_x": ("ᾱ of align", 1),
+    "cosine": ("cosine", 1, ".3f"),
+    "cosine_sd": ("± over images", 1, ".3f"),
+    "success": ("success %", 100, ".1f"),
+    "length": ("‖Δ̂x‖₂", 1, ".3g"),
+    "seconds_to_make": ("s to make", 1, ".1f"),
+    "seconds_per_1000": ("s / 1,000 images", 1, ".3g"),
+    "epsilon_half": ("ε50% of align", 1, ".4g"),
+    "alpha_delta_x": ("ᾱ of align", 1, ".3f"),
 }
 _LEGEND = (
     "Cosine: with the exact Δx, or where none is known with the projection's Δ̂x, mean and standard deviation over test "
@@ -65,5 +65,11 @@ def _note(run: Run, line: Mapping[str, Any], several: bool) -> str:
 
 
 def _cells(line: Mapping[str, Any], kept: Sequence[str]) -> tuple[Cell, ...]:
-    values = [(line.get(name), _SCORES[name][1]) for name in kept]
-    return tuple(Cell(text="–") if value is None else cell([factor * value], None) for value, factor in values)
+    """Return one run's scores, without a deviation or a number of runs."""
+    values = [(line.get(name), *_SCORES[name][1:]) for name in kept]
+    return tuple(
+        Cell(text="–")
+        if value is None
+        else Cell((factor * value,), text=format(factor * value, form).replace("-", "−"))
+        for value, factor, form in values
+    )

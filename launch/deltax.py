@@ -55,8 +55,8 @@ BLOCK = 50
 ALIGN = {
     "spheres": ("--config.train.epochs=4", "--config.train.steps_per_epoch=500"),
     "squares32": (
-        *("--config.train.epochs=1", "--config.train.steps_per_epoch=200", "--config.train.log_every=50"),
-        *("--config.validate.images=50", "--config.attack.steps=10", "--config.attack.step_size=0.05"),
+        *("--config.train.epochs=4", "--config.train.steps_per_epoch=50", "--config.validate.images=50"),
+        *("--config.attack.steps=10", "--config.attack.step_size=0.05"),
     ),
 }
 NAMED = ("exact", "sample", "centroid", "nearest", "patch", "transport", "score")  # estimators without a directory

@@ -109,7 +109,8 @@ def load_teacher(case: Case, runs: Runs) -> LogitsFn:
 
 
 def _classifier(directory: Path, dataset: data.Dataset) -> LogitsFn:
-    variables, config, _ = artifacts.load_classifier(directory, dataset.name, "--judge or --teacher")
+    variables, config, described = artifacts.load_classifier(directory, dataset.name, "--judge or --teacher")
+    artifacts.check_classes(directory, described, dataset)
     options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
     model = models.create(config.model.name, num_classes=dataset.num_classes, **options)
     return Partial(lambda variables, image: model.apply(variables, image)[0], variables)

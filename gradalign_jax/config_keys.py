@@ -12,7 +12,7 @@ BEFORE = {
     "evaluate.cw_iterations": 10_000,
     "evaluate.cw_learning_rate": 0.02,
     **{"delta_x.name": "", "evaluate.delta_x": "", "align.targets": "closest"},
-    **dict.fromkeys(("evaluate.gradients", "evaluate.estimators", "evaluate.measures"), []),
+    **{f"evaluate.{key}": [] for key in ("gradients", "estimators", "measures")},
     **dict.fromkeys(("delta_x.neighbors", "evaluate.neighbors"), 0),
     **dict.fromkeys(("delta_x.teacher", "evaluate.teacher"), ""),
     **{f"{section}.{key}": 0.0 for section in ("delta_x", "evaluate") for key in ("penalty", "teacher_epsilon")},

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Keys added since the first runs were made, with the value that describes what runs did before the key existed.
+# Keys added since the first runs were made, with the value, as in JSON, that describes what runs did before the key
+# existed.
 BEFORE = {
     **dict.fromkeys(("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store"), ""),
     **dict.fromkeys(("evaluate.square_queries", "evaluate.square_images", "evaluate.cw_images"), 0),
@@ -11,7 +12,7 @@ BEFORE = {
     "evaluate.cw_iterations": 10_000,
     "evaluate.cw_learning_rate": 0.02,
     **{"delta_x.name": "", "evaluate.delta_x": "", "align.targets": "closest"},
-    **dict.fromkeys(("evaluate.gradients", "evaluate.estimators", "evaluate.measures"), ()),
+    **{f"evaluate.{key}": [] for key in ("gradients", "estimators", "measures")},
     **dict.fromkeys(("delta_x.neighbors", "evaluate.neighbors"), 0),
     **dict.fromkeys(("delta_x.teacher", "evaluate.teacher"), ""),
     **{f"{section}.{key}": 0.0 for section in ("delta_x", "evaluate") for key in ("penalty", "teacher_epsilon")},

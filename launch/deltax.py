@@ -1,6 +1,7 @@
 """Estimators of Δx, scored: `python launch/deltax.py --output=DIR [--data=spheres] [--generator=DIR] [--align=NAME]`.
 
-For each data set a table (Markdown and JSON) and a picture of every estimator in gradalign_jax/deltax:
+For each data set a table (DIR/NAME/table.md and result.json) and a picture (estimators.png) of every estimator in
+gradalign_jax/deltax; `python -m gradalign_jax.report DIR` shows both on its page:
 
     cosine        of Δ̂x with the exact Δx, or with the projection's where none is known: mean ± sd over test images
     success       share of the images x + Δ̂x that a judge, a classifier, puts into the target class
@@ -11,7 +12,7 @@ For each data set a table (Markdown and JSON) and a picture of every estimator i
 data set; which one a run is for follows from its config, and MNIST's GAN also serves MNIST-3/5. Without a run the judge
 is a perceptron trained on noisy images, the teacher one trained on attacked images; without a generator its
 estimators are left out. --align also trains a classifier with an estimator through the command line, and adds what it
-reaches in ε50% and in ᾱ against the exact Δx.
+reaches in ε50% and in ᾱ against the exact Δx. The same command resumes a training that was stopped.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,70 +36,64 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, too
 
-from gradalign_jax import data, models
+from gradalign_jax import data
 from gradalign_jax.alignment import cosine_similarity
-from gradalign_jax.attacks import losses, pgd
-from gradalign_jax.deltax import centroid, encoder, nearest, patch, projection, sample, score, teacher, transport
-from gradalign_jax.deltax.encoder import BATCH, fit, perceptron
+from gradalign_jax.deltax import centroid, encoder, nearest, patch, sample, score, teacher, transport
+from gradalign_jax.errors import RunError, first_line
 from gradalign_jax.experiment import artifacts
-from gradalign_jax.models import biggan_folded
-from gradalign_jax.types import Batch, DeltaX, LogitsFn
+from gradalign_jax.storage.result import versions
+from gradalign_jax.types import Batch, DeltaX
+from launch import deltax_runs
+from launch.deltax_runs import DIGITS, Case, Runs, load_generator, load_judge, load_teacher, projected
 from launch.picture import draw_images
 
 DATA = ("spheres", "squares32", "mnist35", "mnist")
-DIGITS = {"mnist35": np.array([3, 5])}  # classes of MNIST's generator
-EPSILON = {"spheres": 0.4}  # of the teacher, L2
-ROBUST = {"spheres": 0.1}  # ε of the attack that trains the default teacher, L2
-PENALTY = {"squares32": 0.03}  # λ of projection and encoder; others 1.5, MNIST's
+EPSILON = {"spheres": 0.4}  # of the teacher, L2; others 10
+PENALTY = {"squares32": 0.03}  # λ of the projection; others 1.5, MNIST's
 BLOCK = 50
 # What --align runs for a data set, after --config=configs/NAME.py:align.
 ALIGN = {
-    "spheres": ["--config.train.epochs=4", "--config.train.steps_per_epoch=500"],
-    "squares32": [
-        *("--config.train.epochs=1", "--config.train.steps_per_epoch=200", "--config.train.log_every=50"),
-        *("--config.validate.images=50", "--config.attack.steps=10", "--config.attack.step_size=0.05"),
-    ],
+    "spheres": ("--config.train.epochs=4", "--config.train.steps_per_epoch=500"),
+    "squares32": (
+        *("--config.train.epochs=4", "--config.train.steps_per_epoch=50", "--config.validate.images=50"),
+        *("--config.attack.steps=10", "--config.attack.step_size=0.05"),
+    ),
 }
 NAMED = ("exact", "sample", "centroid", "nearest", "patch", "transport", "score")  # estimators without a directory
-DIRECTORIES = ("teacher", "encoder", "vrgan")  # estimators from a finished run
-
-
-class Case(NamedTuple):
-    """A data set with its test images and, for each of them, the class to move to."""
-
-    dataset: data.Dataset
-    examples: tuple[np.ndarray, np.ndarray]
-    test: Batch
-    target: np.ndarray
-
-
-class Runs(NamedTuple):
-    """Directories of finished runs by the data set that they are for."""
-
-    gan: dict[str, Path]
-    vrgan: dict[str, Path]
-    judge: dict[str, Path]
-    teacher: dict[str, Path]
+DIRECTORIES = {"teacher": "teacher", "encoder": "gan", "vrgan": "vrgan"}  # estimators from one of Runs
 
 
 def main() -> None:
     """Score the estimators on each data set, and write the tables and pictures."""
     arguments = parse_arguments()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    generators = by_data(arguments.generator)
-    kinds = {kind: {n: p for (n, task), p in generators.items() if task == kind} for kind in ("gan", "vrgan")}
-    classifiers = {k: {n: p for (n, _), p in by_data(getattr(arguments, k)).items()} for k in ("judge", "teacher")}
-    runs = Runs(**kinds, **classifiers)
-    for name in arguments.data or DATA:
+    try:
+        score_all(arguments)
+    except RunError as error:
+        sys.exit(f"gradalign_jax: {first_line(error)}")
+
+
+def score_all(arguments: argparse.Namespace) -> None:
+    """Do what the command line says.
+
+    Raises:
+      RunError: if a run does not fit, or a training fails.
+    """
+    datasets = arguments.data or DATA
+    runs = deltax_runs.sort(arguments.generator, arguments.judge, arguments.teacher, datasets)
+    trainings = align_flags(datasets, runs, arguments.align)
+    only = [*arguments.only, *arguments.align] if arguments.only else None
+    for name in datasets:
         case = load(name, arguments.images)
-        rows, vectors = measure(case, runs, arguments.only)
-        if name in ALIGN:
-            add_align(rows, name, runs, arguments.align, arguments.output)
-        (arguments.output / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-        text = table(rows, "exact Δx" if case.dataset.delta_x else "projection")
-        (arguments.output / f"{name}.md").write_text(text)
-        draw(case, vectors, arguments.output / f"{name}.png")
-        print(f"\n{name}, {len(case.target)} test images\n\n{text}", flush=True)
+        rows, vectors = measure(case, runs, only, arguments.encoder_penalty)
+        folder = arguments.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder, case, rows)
+        draw(folder, case, vectors)
+        for estimator, flags in trainings.get(name, {}).items():
+            row = next(row for row in rows if kind_of(row["estimator"]) == estimator)
+            row |= align(folder / f"align_{estimator}", name, (*flags, *arguments.align_flag), len(case.target))
+            write(folder, case, rows)  # now, lest a stopped command lose it
+        print(f"\n{name}, {len(case.target)} test images\n\n{(folder / 'table.md').read_text()}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,16 +105,20 @@ def parse_arguments() -> argparse.Namespace:
     names = (*NAMED, *DIRECTORIES)
     text = f"also train with this estimator, on {', '.join(ALIGN)}; repeatable; one of {', '.join(names)}"
     parser.add_argument("--align", action="append", default=[], choices=names, metavar="NAME", help=text)
-    parser.add_argument("--only", action="append", metavar="NAME", help="score this estimator alone; repeatable")
+    text = "a further flag of these trainings (--align-flag=--config.train.steps_per_epoch=100); repeatable"
+    parser.add_argument("--align-flag", action="append", default=[], metavar="FLAG", help=text)
+    text = "score this estimator alone; repeatable"
+    parser.add_argument("--only", action="append", choices=(*names, "projection"), metavar="NAME", help=text)
+    text = "λ of the encoder (Eq. 15); default: the projection's, .03 on squares32, else 1.5"
+    parser.add_argument("--encoder-penalty", type=float, metavar="λ", help=text)
     for kind in ("generator", "judge", "teacher"):
         parser.add_argument(f"--{kind}", action="append", default=[], type=Path, metavar="DIR", help="repeatable")
     return parser.parse_args()
 
 
-def by_data(directories: Iterable[Path]) -> dict[tuple[str, str], Path]:
-    """Return directories of runs by (data set, task)."""
-    configs = [(directory, json.loads((directory / "config.json").read_text())) for directory in directories]
-    return {(config["data"]["name"], config["task"]): directory for directory, config in configs}
+def kind_of(label: str) -> str:
+    """Return the name of the estimator with a label such as "patch, simplex of 8"."""
+    return label.split(",")[0].split(" of ")[0]
 
 
 def load(name: str, images: int) -> Case:
@@ -136,73 +135,23 @@ def load(name: str, images: int) -> Case:
     return Case(dataset, artifacts.training_images(dataset), test, target)
 
 
-# ---- classifiers
-
-
-def classifier(directory: Path, name: str) -> LogitsFn:
-    """Return the classifier of a finished run."""
-    variables, config, _ = artifacts.load_classifier(directory, name, "--judge or --teacher")
-    options = {key: value for key, value in config.model.items() if key not in ("name", "pretrained")}
-    model = models.create(config.model.name, num_classes=data_classes(name), **options)
-    return Partial(lambda variables, image: model.apply(variables, image)[0], variables)
-
-
-def data_classes(name: str) -> int:
-    """Return the number of classes of one of DATA."""
-    return 10 if name == "mnist" else 2
-
-
-def small_classifier(case: Case, change: Callable[..., jax.Array], steps: int = 1500) -> LogitsFn:
-    """Train a perceptron on images changed by `change(key, logits_fn, image, label)`."""
-    images, labels = case.examples
-    blind = jnp.zeros(BATCH, jnp.int32)  # the perceptron has a bias per class, a classifier must not know it
-
-    def objective(params, key, images, labels):
-        row = jax.random.randint(key, (BATCH,), 0, len(labels))
-        image, label = images[row], labels[row]
-        image = change(key, lambda x: perceptron(params, x, blind), image, label)
-        return losses.cross_entropy(perceptron(params, image, blind), label).mean()
-
-    sizes = (images[0].size, 512, 512, case.dataset.num_classes)
-    params = fit(objective, sizes, 1, steps, 1e-3, jax.random.key(2), jnp.asarray(images), jnp.asarray(labels))
-    return Partial(lambda params, x: perceptron(params, x, jnp.zeros(len(x), jnp.int32)), params)
-
-
-def load_judge(case: Case, runs: Runs) -> LogitsFn:
-    """Return the classifier that judges x + Δ̂x."""
-    name = case.dataset.name
-    if name in runs.judge:
-        return classifier(runs.judge[name], name)
-    scale = 0.5 * float(np.std(case.examples[0]))
-    return small_classifier(case, lambda key, _, x, __: x + scale * jax.random.normal(key, x.shape))
-
-
-def load_teacher(case: Case, runs: Runs) -> LogitsFn:
-    """Return the classifier of `teacher`."""
-    name = case.dataset.name
-    if name in runs.teacher:
-        return classifier(runs.teacher[name], name)
-    epsilon = ROBUST.get(name, 2.0)
-    attack = pgd.make("l2", steps=7)
-    return small_classifier(case, lambda key, f, x, y: attack(f, key, x, y, epsilon, 2.5 * epsilon / 7))
-
-
 # ---- estimators
 
 
-def estimators(case: Case, runs: Runs) -> dict[str, Callable[[], DeltaX]]:
+def estimators(case: Case, runs: Runs, encoder_penalty: float | None) -> dict[str, Callable[[], DeltaX]]:
     """Return what makes each estimator, by its label in the table."""
     examples, name = case.examples, case.dataset.name
     known = {} if case.dataset.delta_x is None else {"exact": lambda: Partial(case.dataset.delta_x)}
     gan = runs.gan.get(name, runs.gan.get("mnist") if name in DIGITS else None)
     if gan:
-        generate, latent_dim = load_generator(gan, name, case.dataset.image_shape[0])
+        generate, latent_dim = load_generator(gan, case.dataset)
         penalty = PENALTY.get(name, 1.5)
-        trained = cache(lambda: encoder.make(generate, *examples, latent_dim, penalty=penalty))
+        own = penalty if encoder_penalty is None else encoder_penalty
+        trained = cache(lambda: encoder.make(generate, *examples, latent_dim, penalty=own))
         known |= {
             "projection": lambda: projected(generate, latent_dim, penalty),
             "encoder": trained,
-            "encoder, 30 steps": lambda: encoder.polished(trained(), 30, penalty),
+            "encoder, 30 steps": lambda: encoder.polished(trained(), 30, own),
         }
     if name in runs.vrgan:
         known["vrgan"] = lambda: artifacts.load_residual(runs.vrgan[name], case.dataset).delta_x
@@ -219,35 +168,18 @@ def estimators(case: Case, runs: Runs) -> dict[str, Callable[[], DeltaX]]:
     }
 
 
-def load_generator(directory: Path, name: str, size: int) -> tuple[projection.GenerateFn, int]:
-    """Return the generator of a GAN run, for the classes of data set `name`, and the size of its latents."""
-    _, variables, described = artifacts.load_gan(directory)
-    generate = artifacts.generate_fn(biggan_folded.fold(variables), size)
-    if name in DIGITS:
-        generate = Partial(lambda digit, generate, z, c: generate(z, digit[c]), jnp.asarray(DIGITS[name]), generate)
-    return generate, described["latent_dim"]
-
-
-def projected(generate: projection.GenerateFn, latent_dim: int, penalty: float) -> DeltaX:
-    """Return Δx by the paper's 750 steps for each image."""
-    project = projection.make(learning_rate=(0.2, 0.2), penalty=penalty, latent_dim=latent_dim)
-
-    def delta_x(generate, image, label, target, index):
-        return projection.delta_x(generate, image, target, project(generate, image, target))
-
-    return Partial(delta_x, generate)
-
-
-def measure(case: Case, runs: Runs, only: list[str] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def measure(
+    case: Case, runs: Runs, only: list[str] | None, encoder_penalty: float | None = None
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Return a row of numbers for each estimator, and its vectors; with `only`, for those names and the reference."""
     judge, test = load_judge(case, runs), case.test
     verdict = jax.jit(lambda image: judge(image).argmax(-1))
     rows, vectors, reference = [], {}, None
     agree = np.mean(np.asarray(verdict(test.image)) == test.label)
     print(f"{case.dataset.name}: the judge is right on {agree:.1%} of {len(test.label)} images", flush=True)
-    for name, make in estimators(case, runs).items():
+    for name, make in estimators(case, runs, encoder_penalty).items():
         refers = name in ("exact", "projection") and reference is None
-        if only and not refers and name.split(",")[0] not in only:
+        if only and not refers and kind_of(name) not in only:
             continue
         started = time.process_time()
         delta_x = jax.block_until_ready(make())
@@ -281,38 +213,64 @@ def in_blocks(delta_x: DeltaX, batch: tuple[np.ndarray, ...]) -> tuple[np.ndarra
 # ---- training
 
 
-def add_align(rows: list[dict[str, Any]], name: str, runs: Runs, wanted: list[str], output: Path) -> None:
-    """Train with each of the wanted estimators, at its defaults, and add the results to its row."""
-    options = {estimator: [f"--config.delta_x.name={estimator}"] for estimator in NAMED}
-    if name in runs.teacher:
-        directory, epsilon = runs.teacher[name], EPSILON.get(name, 10.0)
-        options["teacher"] = ["--config.delta_x.name=teacher", f"--config.delta_x.teacher={directory}"]
-        options["teacher"] += [f"--config.delta_x.teacher_epsilon={epsilon}"]
-    if name in runs.gan:
-        options["encoder"] = ["--config.delta_x.name=encoder", f"--config.delta_x.generator={runs.gan[name]}"]
-    if name in runs.vrgan:
-        options["vrgan"] = [f"--config.delta_x.generator={runs.vrgan[name]}"]
-    for estimator in (each for each in wanted if each in options):
-        flags = options[estimator]
-        workdir = output / f"{name}_align_{estimator}"
-        command = [
-            sys.executable,
-            "-m",
-            "gradalign_jax.main",
-            f"--config=configs/{name}.py:align",
-            *ALIGN[name],
-            *flags,
-        ]
-        command += ["--config.evaluate.delta_x=exact", "--config.evaluate.images=200", f"--workdir={workdir.resolve()}"]
-        with (output / f"{workdir.name}.log").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=log, cwd=Path(__file__).resolve().parents[1])
-        result = json.loads((workdir / "result.json").read_text())
-        row = next(row for row in rows if row["estimator"].split(",")[0] == estimator)
-        row["epsilon_half"] = result["epsilon_half"]["pgd_linf"]
-        row["alpha_delta_x"], row["accuracy"] = result["alpha_delta_x"], result["accuracy"]
+def align_flags(datasets: Iterable[str], runs: Runs, wanted: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Return the flags of each wanted training by data set and estimator.
+
+    Raises:
+      RunError: if an estimator needs a run that is not there on any of the data sets, or none of them is trained on.
+    """
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in datasets if name in ALIGN}
+    for estimator in wanted:
+        for name, flags in found.items():
+            if (own := _delta_x_flags(estimator, name, runs)) is not None:
+                flags[estimator] = own
+        if not any(estimator in flags for flags in found.values()):
+            kind = DIRECTORIES.get(estimator)
+            flag = "teacher" if kind == "teacher" else "generator"
+            needs = f" and --{flag}=DIR of a {kind} run on it" if kind else ""
+            raise RunError(f"--align={estimator} needs --data={' or '.join(ALIGN)}{needs}")
+    return found
+
+
+def _delta_x_flags(estimator: str, name: str, runs: Runs) -> list[str] | None:
+    """Return the flags of training with an estimator at its defaults, None where its run is missing."""
+    if estimator in NAMED:
+        return [f"--config.delta_x.name={estimator}"]
+    directory = getattr(runs, DIRECTORIES[estimator]).get(name)
+    if directory is None:
+        return None
+    by_name, key = [f"--config.delta_x.name={estimator}"], "teacher" if estimator == "teacher" else "generator"
+    flags = [f"--config.delta_x.{key}={directory.resolve()}"]
+    if estimator == "teacher":
+        flags.append(f"--config.delta_x.teacher_epsilon={EPSILON.get(name, 10.0)}")
+    return flags if estimator == "vrgan" else by_name + flags
+
+
+def align(workdir: Path, name: str, flags: Iterable[str], images: int) -> dict[str, float]:
+    """Train a classifier through the command line, or resume; return what it reaches.
+
+    Raises:
+      RunError: if the training fails.
+    """
+    measured = ("--config.evaluate.delta_x=exact", f"--config.evaluate.images={images}")
+    command = (sys.executable, "-m", "gradalign_jax.main", f"--config=configs/{name}.py:align", *ALIGN[name])
+    command = (*command, *measured, *flags, f"--workdir={workdir.resolve()}")
+    log = workdir.with_suffix(".log")
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, cwd=Path(__file__).resolve().parents[1], check=False)
+    if done.returncode:
+        raise RunError(f"the training in {workdir} failed with status {done.returncode}: see {log}")
+    result = json.loads((workdir / "result.json").read_text())
+    reached = {"epsilon_half": result["epsilon_half"]["pgd_linf"], "alpha_delta_x": result["alpha_delta_x"]}
+    return reached | {"accuracy": result["accuracy"]}
 
 
 # ---- output
+
+
+def reference_of(case: Case) -> str:
+    """Return what Δ̂x is compared with, in words."""
+    return "exact Δx" if case.dataset.delta_x else "projection"
 
 
 def table(rows: list[dict[str, Any]], reference: str) -> str:
@@ -332,14 +290,25 @@ def table(rows: list[dict[str, Any]], reference: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(case: Case, vectors: dict[str, np.ndarray], path: Path) -> None:
-    """Draw a few test images and Δ̂x of each estimator."""
+def write(folder: Path, case: Case, rows: list[dict[str, Any]]) -> None:
+    """Write the table as Markdown, and as the JSON that a report reads."""
+    text = table(rows, reference_of(case))
+    (folder / "table.md").write_text(text)
+    result = {"dataset": case.dataset.name, "task": "deltax", "images": len(case.target), "estimators": rows}
+    result["versions"] = versions()
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def draw(folder: Path, case: Case, vectors: dict[str, np.ndarray]) -> None:
+    """Draw a few test images and Δ̂x of each estimator; also write these arrays."""
     few = np.arange(min(6, len(case.target)))
     lines = [("x", case.test.image[few]), *((name, vector[few]) for name, vector in vectors.items())]
     figure, axis = plt.subplots(figsize=(4.5, 0.75 * len(lines)))
     draw_images(axis, lines)
-    figure.savefig(path, dpi=80, bbox_inches="tight")
+    figure.savefig(folder / "estimators.png", dpi=80, bbox_inches="tight")
     plt.close(figure)
+    chosen = {"image": case.test.image[few], "label": case.test.label[few], "target": case.target[few]}
+    np.savez_compressed(folder / "pictures.npz", **chosen, **{f"delta_x_{k}": v[few] for k, v in vectors.items()})
 
 
 if __name__ == "__main__":

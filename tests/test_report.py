@@ -296,6 +296,9 @@ def complete_results():
     project = {"task": "project", "project": {"steps": [6, 2], "penalty": 1.5, "splits": ["test"], "generator": "g"}}
     yield {"dataset": "mnist", "task": "project", "pairs": 3, "similarity": {"mean": 0.1}, "config": project}
     yield {"dataset": "mnist", "task": "gan", "seconds": 3.0, "config": {"task": "gan", "gan": {"iterations": 3}}}
+    scores = {"estimator": "nearest of 8", "cosine": 0.2, "cosine_sd": 0.1, "success": 0.5, "length": 2.0}
+    scores |= {"seconds_to_make": 0.1, "seconds_per_1000": 0.2, "epsilon_half": 0.3, "alpha_delta_x": 0.4}
+    yield {"dataset": "spheres", "task": "deltax", "images": 50, "estimators": [scores]}
 
 
 def render(found):
@@ -313,7 +316,7 @@ def render(found):
     return html
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", range(6))
 def test_no_edit_of_a_result_stops_a_report(kind):
     """Every entry of a result in turn holds everything that it should not."""
     result = list(complete_results())[kind]

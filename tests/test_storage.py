@@ -325,6 +325,14 @@ def test_changes_are_those_of_the_flat_configs():
     assert config_keys.described({"a.c": (2, 4)}) == "a.c (2 -> 4)"
 
 
+def test_a_run_from_before_the_newer_keys_is_resumed_with_their_defaults(tmp_path):
+    """Defaults with a list, too, whose JSON is another type than a config's tuple."""
+    assert json.loads(json.dumps(config_keys.BEFORE)) == config_keys.BEFORE
+    Workdir(tmp_path, CONFIG).close()
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    Workdir(tmp_path, CONFIG | {"evaluate": {"gradients": (), "measures": ()}}).close()
+
+
 def test_pictures_are_the_same_under_any_settings(tmp_path):
     curves = {"pgd_linf": {"epsilons": [0, 0.1, 0.2], "errors": [0.1, 0.4, 0.9], "threshold": 0.5}}
     image = np.linspace(-1, 1, 2 * 500).reshape(2, 500)

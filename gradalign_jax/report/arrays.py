@@ -4,7 +4,8 @@ A classifier's pictures.npz holds `image`, `label`, `target` (c̃), `gradient` a
 `[N, ...]` each; where several gradients were measured, also `gradient_NAME` and `delta_x_NAME`. A vrgan run's holds
 `image`, `label`, `estimate` (Δ̂x) and, where it is exact, `delta_x`. A project run's holds `image`, `label`, `projected`
 (x̂′ of every class, `[N, K, ...]`, NaN where there is none), of some images the same before the steps with the penalty
-(`projected_first`) and, where it is exact, `delta_x`.
+(`projected_first`) and, where it is exact, `delta_x`. Those of launch/deltax.py hold `image`, `label`, `target` and
+`delta_x_NAME` of each estimator.
 """
 
 import csv

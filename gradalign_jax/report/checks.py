@@ -45,6 +45,12 @@ def _is_class(name: Any) -> bool:
     return isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 4
 
 
+def _is_score(row: Any) -> bool:
+    """Return whether a row names an estimator and holds numbers."""
+    numbers = _table_of(_or_null(_is_number))
+    return isinstance(row, Mapping) and _is_text(row.get("estimator")) and numbers({**row, "estimator": None})
+
+
 _MAYBE_NUMBER, _NUMBERS_BY_NAME = _or_null(_is_number), _table_of(_or_null(_is_number))
 _EVERY_LIST = _list_of(lambda value: True)
 
@@ -68,6 +74,8 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "theory": ("not a table of numbers", _NUMBERS_BY_NAME),
     "accuracy_by_class": ("not a table of numbers by class", lambda v: _NUMBERS_BY_NAME(v) and all(map(_is_class, v))),
     **dict.fromkeys(("suite", "directions"), ("not a table", lambda value: isinstance(value, Mapping))),
+    "images": ("not a count", _is_count),
+    "estimators": ("not a list of named rows of numbers", _list_of(_is_score)),
 }
 _SUITE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("not a string", _is_text),

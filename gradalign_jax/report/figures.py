@@ -6,7 +6,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from gradalign_jax.report import figures_curves, figures_directions, figures_geometry, figures_images, page, style
+from gradalign_jax.report import (
+    figures_curves,
+    figures_directions,
+    figures_estimators,
+    figures_geometry,
+    figures_images,
+    page,
+    style,
+)
 from gradalign_jax.report.page import Drawing
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.runs import Run
@@ -17,6 +25,7 @@ FIGURES = (
     *figures_images.FIGURES_4_TO_6,
     figures_curves.FIGURE_7,
     figures_directions.DIRECTIONS,
+    figures_estimators.ESTIMATORS,
     *figures_images.FIGURES_S1_TO_S6,
     figures_curves.FIGURE_S7,
     figures_curves.FIGURE_S8,

@@ -40,7 +40,7 @@ def show(axis: plt.Axes, values: np.ndarray, is_difference: bool, row: int, colu
 Cell = tuple[np.ndarray | None, bool, str]  # an image, whether it is a difference, and a title
 
 
-def _grid(lines: Sequence[Sequence[Cell]], titles: Sequence[str], names: Sequence[str], inches: float = 1.1):
+def grid(lines: Sequence[Sequence[Cell]], titles: Sequence[str], names: Sequence[str], inches: float = 1.1):
     """Draw lines of images; cells without a finite image stay empty, and columns without any are left out."""
     lines = [[cell if cell[0] is not None and np.isfinite(cell[0]).all() else (None, False, "") for cell in line]
              for line in lines]  # fmt: skip
@@ -75,7 +75,7 @@ def _of_most_work(inputs: Inputs, task: str, dataset: str, needed: str) -> dict[
     return None
 
 
-def _of_each_class(labels: np.ndarray, count: int) -> list[int]:
+def of_each_class(labels: np.ndarray, count: int) -> list[int]:
     """Return the positions of the first `count` images of each class."""
     return [int(i) for label in np.unique(labels) for i in np.flatnonzero(labels == label)[:count]]
 
@@ -85,7 +85,7 @@ def draw_direct(inputs: Inputs, palette: Palette):
     lines, names = [], []
     for dataset in ("spheres", "squares", "mnist35", "copd"):
         arrays = _of_most_work(inputs, "vrgan", dataset, "estimate")
-        for i in _of_each_class(arrays["label"], 1) if arrays else ():
+        for i in of_each_class(arrays["label"], 1) if arrays else ():
             exact = arrays["delta_x"][i] if "delta_x" in arrays else None
             lines.append((arrays["image"][i], exact, arrays["estimate"][i]))
             names.append(DATASET_NAMES[dataset])
@@ -98,7 +98,7 @@ def draw_indirect(inputs: Inputs, palette: Palette):
     random = np.random.default_rng(0)
     for dataset in ("squares32", "mnist", "cifar10"):
         arrays = _of_most_work(inputs, "project", dataset, "projected")
-        for i in _of_each_class(arrays["label"], 1)[:2] if arrays else ():
+        for i in of_each_class(arrays["label"], 1)[:2] if arrays else ():
             image, projected, label = arrays["image"][i], arrays["projected"][i], int(arrays["label"][i])
             distance = np.linalg.norm((image - projected).reshape(len(projected), -1), axis=1)
             others = [c for c in range(len(projected)) if c != label and np.isfinite(distance[c])]
@@ -123,7 +123,7 @@ def _estimates(lines: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray]]
         ]
         for image, exact, estimate in lines
     ]
-    return _grid(cells, ("x", "Δx", "Δ̂x", "x̂′", "x′"), names)
+    return grid(cells, ("x", "Δx", "Δ̂x", "x̂′", "x′"), names)
 
 
 def draw_gradients(inputs: Inputs, palette: Palette):
@@ -136,7 +136,7 @@ def draw_gradients(inputs: Inputs, palette: Palette):
             pictures = (read_pictures(member.run, ("gradient",)) for member in members)
             found[method] = next((arrays for arrays in pictures if arrays is not None), None)
         present = [arrays for arrays in found.values() if arrays is not None]
-        for i in _of_each_class(present[0]["label"], 1)[:2] if present else ():
+        for i in of_each_class(present[0]["label"], 1)[:2] if present else ():
             image = present[0]["image"][i]
             same = {
                 method: arrays
@@ -150,7 +150,7 @@ def draw_gradients(inputs: Inputs, palette: Palette):
             names.append(DATASET_NAMES[dataset])
     if not lines:
         return None
-    return _grid(lines, ("x", *(f"∇ℓ, {name}" for name in METHOD_NAMES.values()), "Δx"), names)
+    return grid(lines, ("x", *(f"∇ℓ, {name}" for name in METHOD_NAMES.values()), "Δx"), names)
 
 
 def _gradient_cell(arrays: dict[str, np.ndarray] | None, i: int, dataset: str) -> Cell:
@@ -167,12 +167,12 @@ def _samples(dataset: str, task: str, is_difference: bool):
         arrays = _of_most_work(inputs, task, dataset, "estimate" if task == "vrgan" else "projected")
         if arrays is None or (task == "project" and arrays["projected"].shape[1] != 2):
             return None
-        chosen = _of_each_class(arrays["label"], _COLUMNS)[: 2 * _COLUMNS]
+        chosen = of_each_class(arrays["label"], _COLUMNS)[: 2 * _COLUMNS]
         image, label = arrays["image"][chosen], arrays["label"][chosen]
         estimate = arrays["projected"][chosen, 1 - label] - image if task == "project" else arrays["estimate"][chosen]
         above = [(x, False, "") for x in image]
         below = [(values, is_difference, "") for values in (estimate if is_difference else image + estimate)]
-        return _grid([above, below], (), ("x", "Δ̂x" if is_difference else "x̂′"), inches=1.0)
+        return grid([above, below], (), ("x", "Δ̂x" if is_difference else "x̂′"), inches=1.0)
 
     return draw
 
@@ -186,13 +186,13 @@ def _all_classes(dataset: str):
             return None
         classes, lines, names = range(arrays["projected"].shape[1]), [], []
         before_penalty = arrays.get("projected_first", np.full_like(arrays["projected"], np.nan))
-        for i in _of_each_class(arrays["label"], 2)[:20]:
+        for i in of_each_class(arrays["label"], 2)[:20]:
             lines.append([(arrays["image"][i], False, ""), *((arrays["projected"][i, c], False, "") for c in classes)])
             names.append(paper.class_name(dataset, int(arrays["label"][i])))
             if np.isfinite(before_penalty[i]).any():
                 lines.append([(None, False, ""), *((before_penalty[i, c], False, "") for c in classes)])
                 names.append("before the penalty")
-        return _grid(lines, ("x", *(paper.class_name(dataset, c) for c in classes)), names, inches=0.62)
+        return grid(lines, ("x", *(paper.class_name(dataset, c) for c in classes)), names, inches=0.62)
 
     return draw
 

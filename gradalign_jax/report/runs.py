@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     @property
     def task(self) -> str:
-        """classifier | evaluate | vrgan | gan | project"""
+        """classifier | evaluate | vrgan | gan | project, or deltax (launch/deltax.py)"""
         return self.result.get("task") or self.setting("task") or "classifier"
 
     @property

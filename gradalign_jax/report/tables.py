@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-from gradalign_jax.report import tables_classifiers, tables_directions, tables_generators, tables_suite, tables_theory
+from gradalign_jax.report import (
+    tables_classifiers,
+    tables_directions,
+    tables_estimators,
+    tables_generators,
+    tables_suite,
+    tables_theory,
+)
 from gradalign_jax.report.cells import Table
 from gradalign_jax.report.results import Classifier
 from gradalign_jax.report.runs import Run
@@ -17,6 +24,7 @@ def all_tables(runs: Sequence[Run], classifiers: Sequence[Classifier]) -> list[T
         tables_theory.theory(classifiers),
         tables_suite.robustness_by_suite(classifiers),
         tables_directions.directions(classifiers),
+        tables_estimators.estimators(runs),
         tables_classifiers.table_3(classifiers),
         tables_generators.table_1(runs),
         tables_generators.similarities(runs),

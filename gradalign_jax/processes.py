@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gradalign_jax.errors import RunError
+from gradalign_jax.paths import is_remote
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT_SECONDS = 30  # after which the others stop when a process has died
@@ -101,7 +102,13 @@ def check_same(what: str, value: str) -> None:
 
 @contextmanager
 def private_copy(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory with the files of `path`, links to the large ones; changes do not reach `path`."""
+    """Yield a temporary directory with the files of `path`, links to the large ones; changes do not reach `path`.
+
+    Raises:
+      RunError: if `path` is in a bucket.
+    """
+    if is_remote(path):
+        raise RunError(f"--workdir={path} is in a bucket: a run of several processes needs a shared file system")
 
     def copy(source: str, target: str) -> None:
         copied = source.endswith(".jsonl") or os.path.getsize(source) <= _SMALL

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gradalign_jax import config_keys, records
+from gradalign_jax import config_keys, paths, records
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
@@ -83,7 +83,7 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> Store:
     """
     identity = json.loads(json.dumps(dict(identity)))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(folder)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; choose another --workdir") from error
     if not (folder / "identity.json").exists():

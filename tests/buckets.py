@@ -46,7 +46,7 @@ class WithoutRename(LocalFileSystem):
         return inside if inside.startswith(str(cls.root)) else str(cls.root / inside.strip("/"))
 
     def open(self, path, mode="rb", **options):
-        assert mode in ("r", "rb", "w", "wb"), mode
+        assert mode in ("r", "rb", "w", "wb", "xb"), mode
         self.opened.append(path)
         return super().open(path, mode, **options)
 

@@ -9,7 +9,7 @@ import pytest
 from buckets import install
 from configs import mnist, spheres
 from generators import lively
-from gradalign_jax import data, paths
+from gradalign_jax import data, lease, paths
 from gradalign_jax.data import cache
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, batches, config_checks
@@ -36,6 +36,7 @@ def settings(method="baseline", **changes):
     config.attack.steps, config.devices = 2, 1
     config.evaluate.linf_epsilons = config.evaluate.l2_epsilons = (0.01, 0.4)
     config.evaluate.square_queries = config.evaluate.cw_images = 0
+    config.evaluate.images = 60
     if method != "evaluate":
         config.train.epochs, config.train.steps_per_epoch, config.train.log_every = 2, 10, 5
         config.model.hidden, config.validate.epsilons = (16,), (0.01, 0.4)
@@ -185,6 +186,21 @@ def test_the_cache_of_data(bucket):
     for _ in range(2):
         np.testing.assert_array_equal(cache.fetch(f"{bucket}/cache", "key", {"a": 1}, build)["x"], np.arange(3))
     assert len(made) == 1
+
+
+def test_a_lease_has_one_holder_until_it_expires(bucket):
+    path = paths.as_path(f"{bucket}/000001.lease")
+    held = lease.claim(path, 60)
+    assert lease.claim(path, 60) is None
+    assert held.renew()
+    assert 0 <= lease.age(path) < 30
+    other = lease.claim(path, -1.0)  # every lease is older
+    assert other is not None
+    assert not held.renew()
+    held.release()  # no longer its own
+    assert lease.claim(path, 60) is None
+    other.release()
+    assert not path.exists()
 
 
 def test_a_missing_package_is_named(monkeypatch):

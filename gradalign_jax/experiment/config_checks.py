@@ -17,7 +17,7 @@ _PACKAGE = Path(deltax.__file__).parents[1]
 _PATHS = (
     *("data.dir", "data.cache", "data.folder", "classifier", "model.pretrained", "gan.classifier"),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
-    *("delta_x.teacher", "evaluate.teacher", "project.classifier"),
+    *("delta_x.teacher", "evaluate.teacher", "project.classifier", "project.shared"),
 )
 
 

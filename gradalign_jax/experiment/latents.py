@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,15 @@ class Latents:
 
     def missing(self) -> np.ndarray:
         """Return the numbers of the pairs that the store lacks, ascending; damaged shards are logged."""
-        return self.lacking(range(self.store.shards), np.arange(len(self.pairs.row)))
+        lacking = np.ones(len(self.pairs.row), bool)
+        for number in range(self.store.shards):
+            lacking[self.held(number)] = False
+        return np.flatnonzero(lacking)
 
-    def lacking(self, numbers: Iterable[int], pair: np.ndarray) -> np.ndarray:
-        """Return those of the pairs `[n]` that none of these shards has."""
-        for number in numbers:
-            if held := self.store.shard(number):
-                pair = np.setdiff1d(pair, self.pairs.find(held["index"], held["target"]))
-        return pair
+    def held(self, number: int) -> np.ndarray:
+        """Return the numbers of the pairs in a shard."""
+        found = self.store.shard(number)
+        return self.pairs.find(found["index"], found["target"]) if found else np.zeros(0, int)
 
     def write(self, shard: int, pair: np.ndarray, z: np.ndarray, loss: np.ndarray) -> None:
         """Write a shard: the pairs that it has, and these.
@@ -228,7 +229,7 @@ class Latents:
                     left.append(own)
                     continue
                 with lease.held(EXPIRY):
-                    self.fill(self.lacking([int(number)], own))
+                    self.fill(np.setdiff1d(own, self.held(int(number))))
             missing = np.concatenate(left) if left else missing[:0]
             if len(missing):  # others compute them; those that die leave them to this process
                 stopping.check()

@@ -181,6 +181,7 @@ def main(argv: list[str]) -> None:
         with stopping.raised(), contextlib.ExitStack() as stack:
             processes.join()
             task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")
+            processes.check_shared(path)
             first = processes.is_first()
             if not first:
                 terminal.be_quiet()

@@ -67,6 +67,16 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def check_shared(path: str | os.PathLike) -> None:
+    """Refuse a directory that the processes of one run cannot share.
+
+    Raises:
+      RunError: in every process, if there are several and it is in a bucket.
+    """
+    if jax.distributed.is_initialized() and is_remote(path):
+        raise RunError(f"--workdir={path} is in a bucket: a run of several processes needs a shared file system")
+
+
 def wait(reason: str) -> None:
     """Wait until every process is here."""
     if jax.distributed.is_initialized():
@@ -102,13 +112,7 @@ def check_same(what: str, value: str) -> None:
 
 @contextmanager
 def private_copy(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory with the files of `path`, links to the large ones; changes do not reach `path`.
-
-    Raises:
-      RunError: if `path` is in a bucket.
-    """
-    if is_remote(path):
-        raise RunError(f"--workdir={path} is in a bucket: a run of several processes needs a shared file system")
+    """Yield a temporary directory with the files of `path`, links to the large ones; changes do not reach `path`."""
 
     def copy(source: str, target: str) -> None:
         copied = source.endswith(".jsonl") or os.path.getsize(source) <= _SMALL

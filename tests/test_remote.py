@@ -9,7 +9,7 @@ import pytest
 from buckets import install
 from configs import mnist, spheres
 from generators import lively
-from gradalign_jax import data, lease, paths
+from gradalign_jax import data, lease, paths, processes
 from gradalign_jax.data import cache
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, batches, config_checks
@@ -201,6 +201,14 @@ def test_a_lease_has_one_holder_until_it_expires(bucket):
     assert lease.claim(path, 60) is None
     other.release()
     assert not path.exists()
+
+
+def test_a_run_of_several_processes_is_refused(bucket, monkeypatch):
+    processes.check_shared(bucket)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    processes.check_shared("runs/local")
+    with pytest.raises(RunError, match="is in a bucket: a run of several processes needs a shared file system"):
+        processes.check_shared(bucket)
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -257,6 +257,7 @@ def project(dataset: str, penalty: float, learning_rate: float, batch: int, smok
     config.project.images = 0  # number of images per split (0 = all)
     config.project.classes = "all"  # closest: only c̃ of `classifier`, once more for each further classifier
     config.project.classifier = ""  # directory of a finished classifier run; it also judges the projections
+    config.project.shared = ""  # directory of a store that several project runs fill together; "": a store of its own
     config.project.skip_own_class = False  # skip each image's own class, which Δx never needs
     # fast: a third of all steps, in one phase with the penalty; Adam's rate falls from 2.5 times the first to 0
     config.project.solver = "paper"

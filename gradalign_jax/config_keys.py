@@ -17,7 +17,7 @@ BEFORE = {
     **dict.fromkeys(("delta_x.teacher", "evaluate.teacher"), ""),
     **{f"{section}.{key}": 0.0 for section in ("delta_x", "evaluate") for key in ("penalty", "teacher_epsilon")},
     **{"evaluate.suite": "paper", "evaluate.norm": "linf", "evaluate.suite_steps": 100, "evaluate.suite_queries": 5000},
-    **{"project.classes": "all", "project.classifier": "", "project.solver": "paper"},
+    **{"project.classes": "all", "project.classifier": "", "project.solver": "paper", "project.shared": ""},
     **{f"precision.{part}": "float32" for part in ("training", "attack", "evaluation", "square", "projection")},
 }
 

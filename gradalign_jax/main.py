@@ -26,7 +26,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gradalign_jax import terminal
+from gradalign_jax import paths, terminal
 from gradalign_jax.experiment import config_checks
 
 # Not the flag's default: absl loads that while it defines the flag, where `_explain` cannot shorten an error.
@@ -135,7 +135,7 @@ def _parse(argv: list[str]) -> list[str]:
 def default_workdir(config_path: str, classifier: str = "") -> str:
     """Return the default directory: runs/cifar10_pgd_smoke for configs/cifar10.py:pgd,smoke, or CLASSIFIER_evaluate."""
     if classifier:
-        return f"{os.path.normpath(classifier)}_evaluate"
+        return f"{classifier.rstrip('/') if paths.is_remote(classifier) else os.path.normpath(classifier)}_evaluate"
     file, _, argument = config_path.partition(":")
     return os.path.join("runs", "_".join([Path(file).stem, *filter(None, argument.split(","))]))
 
@@ -181,11 +181,12 @@ def main(argv: list[str]) -> None:
         with stopping.raised(), contextlib.ExitStack() as stack:
             processes.join()
             task = importlib.import_module(f"gradalign_jax.tasks.{config.task}")
+            processes.check_shared(path)
             first = processes.is_first()
             if not first:
                 terminal.be_quiet()
                 processes.wait("the first process has opened the directory")
-                path = stack.enter_context(processes.private_copy(Path(path).absolute()))
+                path = stack.enter_context(processes.private_copy(paths.absolute(path)))
             workdir = Workdir(path, config.to_dict())
             if first:
                 processes.wait("the first process has opened the directory")

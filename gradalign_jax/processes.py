@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gradalign_jax.errors import RunError
+from gradalign_jax.paths import is_remote
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT_SECONDS = 30  # after which the others stop when a process has died
@@ -64,6 +65,16 @@ def join() -> None:
 def is_first() -> bool:
     """Return whether this process writes the run's directory. Initializes no device in a run of one process."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def check_shared(path: str | os.PathLike) -> None:
+    """Refuse a directory that the processes of one run cannot share.
+
+    Raises:
+      RunError: in every process, if there are several and it is in a bucket.
+    """
+    if jax.distributed.is_initialized() and is_remote(path):
+        raise RunError(f"--workdir={path} is in a bucket: a run of several processes needs a shared file system")
 
 
 def wait(reason: str) -> None:

@@ -1,129 +1,31 @@
 """Identical workers that share a plan through a file system: each claims a run whose inputs are finished, and runs it.
 
 A claimed run has a lease, the file `.lease` in its directory, which its worker renews. A lease that is not renewed has
-lost its worker: another worker takes the run over, and the run resumes from its last checkpoint. Ages are differences
-of times that the file system itself records, so that the clocks of the workers' machines do not matter. Where a lease
-is lost by mistake, the run's own lock still keeps two processes from writing it.
+lost its worker: another worker takes the run over, and the run resumes from its last checkpoint. Where a lease is lost
+by mistake, the run's own lock still keeps two processes from writing it.
 """
 
 import ctypes
-import json
 import os
-import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from gradalign_jax import lease as lease_files
 from launch.plan import Job
 
-_BEATS = 6  # renewals in the time after which a lease expires
+_LEASE = ".lease"
 _HELD = "another process is writing"  # a run whose dead worker's process is still alive
 # By these a run would join the runs of the workers beside it, as one run of several processes.
 _GROUP = (
     *("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"),
     *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
 )
-
-
-class Lease(NamedTuple):
-    """A claim of a run by this process.
-
-    path: the file.
-    token: its content, which no other claim has.
-    """
-
-    path: Path
-    token: str
-
-    def renew(self) -> bool:
-        """Renew the lease; return False if another worker has taken the run over."""
-        try:
-            if json.loads(self.path.read_text())["token"] != self.token:
-                return False
-            os.utime(self.path)
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError):  # of a network file system, or another's lease being written: the next beat sees
-            pass
-        return True
-
-    def release(self) -> None:
-        """Give the run back."""
-        if _read(self.path).get("token") == self.token:
-            self.path.unlink(missing_ok=True)
-
-
-def claim(folder: Path, expiry: float) -> Lease | None:
-    """Claim a run; None if a live worker has it.
-
-    Args:
-      folder: the run's directory, created if it is missing.
-      expiry: seconds after which a lease that was not renewed has lost its worker.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lease"
-    expired = _read(path).get("token")  # before its age: a lease that is written in between is not expired
-    if (since := age(path)) is not None:
-        if since < expiry:
-            return None
-        aside = folder / f".lease.{secrets.randbits(64)}"
-        try:
-            os.rename(path, aside)  # of several workers, one succeeds
-            if _read(aside).get("token") != expired:  # it was taken over since the look
-                os.rename(aside, path)
-                return None
-            aside.unlink()
-        except FileNotFoundError:
-            return None
-    lease = Lease(path, secrets.token_hex(8))
-    try:
-        with open(path, "x") as file:
-            json.dump({"token": lease.token, "worker": name(), "since": time.time()}, file)
-    except FileExistsError:
-        return None
-    return lease
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def age(path: Path) -> float | None:
-    """Return the seconds since a file's last change, by the file system's clock; None if there is no such file."""
-    try:
-        changed = path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    return _now(path.parent) - changed
-
-
-def _now(folder: Path) -> float:
-    """Return the time of a folder's file system; that of this machine where the folder is read-only."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            return os.fstat(probe.fileno()).st_mtime
-    except OSError:
-        return time.time()
-
-
-def name() -> str:
-    """Return this worker's name, its machine and process, with the SLURM task if there is one."""
-    task = os.environ.get("SLURM_JOB_ID", "")
-    return f"{socket.gethostname()}:{os.getpid()}{f' (job {task})' if task else ''}"
-
-
-# ---- the worker
 
 
 def work(
@@ -138,7 +40,7 @@ def work(
     A run that failed while this worker lived is not tried again, nor are the runs that need it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    started, own, lost_here = _now(root), 0, set()
+    started, own, lost_here = lease_files.now(root), 0, set()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     while True:
@@ -151,16 +53,17 @@ def work(
             break
         waiting = {job.name for job in left}
         ready = (job for job in left if not waiting & set(job.needs))
-        claimed = next(((job, lease) for job in ready if (lease := claim(root / job.name, expiry))), None)
+        claims = ((job, lease_files.claim(root / job.name / _LEASE, expiry)) for job in ready)
+        claimed = next(((job, lease) for job, lease in claims if lease), None)
         if claimed is None:
-            time.sleep(min(10.0, expiry / _BEATS))
+            time.sleep(min(10.0, expiry / lease_files.BEATS))
             continue
         job, lease = claimed
         try:
             if finished(root, job):  # between the look and the claim
                 continue
             print(f"{job.name}: started", flush=True)
-            outcome = execute(commands[job.name], root / job.name, lease, expiry / _BEATS)
+            outcome = execute(commands[job.name], root / job.name, lease, expiry / lease_files.BEATS)
             print(f"{job.name}: {outcome or 'finished'}", flush=True)
             own += not outcome
             lost_here |= {job.name} if outcome.startswith("failed") else set()
@@ -174,7 +77,7 @@ def _stop(number: int, _: Any) -> None:
     raise SystemExit(143)
 
 
-def execute(command: Sequence[str], folder: Path, lease: Lease, beat: float) -> str:
+def execute(command: Sequence[str], folder: Path, lease: lease_files.Lease, beat: float) -> str:
     """Execute a run under its lease, its output in log.txt; return why it did not finish, "" if it did.
 
     The run ends when this process ends, however it ends (on Linux).
@@ -244,11 +147,11 @@ def status(
     running, failed, waiting, done = [], [], 0, 0
     for job in jobs:
         folder = root / job.name
-        since = age(folder / ".lease") if folder.is_dir() else None
+        since = lease_files.age(folder / _LEASE) if folder.is_dir() else None
         if finished(root, job):
             done += 1
         elif since is not None and since < expiry:
-            lease, (each, _) = _read(folder / ".lease"), hours[f"{job.dataset}:{job.task}"]
+            lease, (each, _) = lease_files.read(folder / _LEASE), hours[f"{job.dataset}:{job.task}"]
             minutes = (time.time() - lease.get("since", time.time())) / 60
             eta = "unknown" if each is None else f"{max(0.0, 60 * each - minutes):.0f} min"
             running.append(f"running  {job.name}  on {lease.get('worker')}, for {minutes:.0f} min, left {eta}")

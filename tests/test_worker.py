@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gradalign_jax import lease as lease_files
 from launch import paper as launcher
 from launch import plan, worker
 
@@ -57,22 +58,22 @@ def stand_ins(root, seconds, fails=()):
 
 
 def test_a_lease_has_one_owner_until_it_expires(tmp_path):
-    lease = worker.claim(tmp_path / "run", EXPIRY)
-    assert worker.claim(tmp_path / "run", EXPIRY) is None
+    lease = lease_files.claim(tmp_path / "run" / ".lease", EXPIRY)
+    assert lease_files.claim(tmp_path / "run" / ".lease", EXPIRY) is None
     assert lease.renew()
     old = time.time() - 10
     os.utime(lease.path, (old, old))
-    other = worker.claim(tmp_path / "run", EXPIRY)
+    other = lease_files.claim(tmp_path / "run" / ".lease", EXPIRY)
     assert other is not None
     assert not lease.renew()
     lease.release()  # no longer its own
-    assert worker.claim(tmp_path / "run", EXPIRY) is None
+    assert lease_files.claim(tmp_path / "run" / ".lease", EXPIRY) is None
     other.release()
     assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_lease_that_was_taken_over_meanwhile_is_put_back(tmp_path, monkeypatch):
-    lease = worker.claim(tmp_path, EXPIRY)
+    lease = lease_files.claim(tmp_path / ".lease", EXPIRY)
     content = lease.path.read_text()
     rename = os.rename
 
@@ -80,9 +81,9 @@ def test_a_lease_that_was_taken_over_meanwhile_is_put_back(tmp_path, monkeypatch
         lease.path.write_text(content.replace(lease.token, "another"))
         rename(source, target)
 
-    monkeypatch.setattr(worker, "age", lambda path: 10.0)
+    monkeypatch.setattr(lease_files, "age", lambda path: 10.0)
     monkeypatch.setattr(os, "rename", late)
-    assert worker.claim(tmp_path, EXPIRY) is None
+    assert lease_files.claim(tmp_path / ".lease", EXPIRY) is None
     assert json.loads(lease.path.read_text())["token"] == "another"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -133,12 +134,12 @@ def test_a_failure_stops_the_runs_that_need_it_and_status_shows_it(tmp_path, cap
     assert f"{first.name}: failed: no luck" in capsys.readouterr().out
     waits = next(job for job in others if job not in done)
     assert first.name in waits.needs
-    lease = worker.claim(tmp_path / waits.name, EXPIRY)
+    lease = lease_files.claim(tmp_path / waits.name / ".lease", EXPIRY)
     hours = launcher.hours(jobs(), tmp_path, {})
     shown = worker.status(jobs(), tmp_path, launcher.finished, hours, EXPIRY).splitlines()
     assert shown[0] == f"{len(done)} done, 1 running, {len(others) - len(done) - 1} waiting, 1 failed"
     assert shown[1].startswith("running  mnist35/")
-    assert worker.name() in shown[1]
+    assert lease_files.name() in shown[1]
     assert shown[2] == f"failed   {first.name}  no luck"
     lease.release()
 
@@ -172,7 +173,7 @@ def test_the_command_line_knows_it(action, tmp_path, monkeypatch, capsys):
 
 
 def test_a_lease_outlives_a_failed_read_and_is_lost_to_another(tmp_path):
-    lease = worker.claim(tmp_path, 100)
+    lease = lease_files.claim(tmp_path / ".lease", 100)
     content = lease.path.read_text()
     lease.path.write_text("")  # another's file, before its content is written
     assert lease.renew()
@@ -180,7 +181,7 @@ def test_a_lease_outlives_a_failed_read_and_is_lost_to_another(tmp_path):
     assert lease.renew()
     lease.path.unlink()
     assert not lease.renew()
-    assert worker.claim(tmp_path, 100).token != lease.token
+    assert lease_files.claim(tmp_path / ".lease", 100).token != lease.token
     assert not lease.renew()
 
 
@@ -188,7 +189,7 @@ def test_a_lease_outlives_a_failed_read_and_is_lost_to_another(tmp_path):
 def test_a_run_does_not_join_the_runs_beside_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    lease = worker.claim(tmp_path, 100)
+    lease = lease_files.claim(tmp_path / ".lease", 100)
     command = [sys.executable, "-c", "import os; print([name for name in os.environ if 'NUM' in name])"]
     assert worker.execute(command, tmp_path, lease, 5) == ""
     assert "JAX_NUM_PROCESSES" not in (tmp_path / "log.txt").read_text()

@@ -14,6 +14,7 @@ from absl import logging
 
 from gradalign_jax.data import directories
 from gradalign_jax.data.directories import Folder
+from gradalign_jax.paths import local_copy, make_folder
 from gradalign_jax.storage.atomic import remove_temporary_files, replacing
 
 Arrays = dict[str, np.ndarray]
@@ -52,7 +53,10 @@ def _read(root: Path, key: str, source: Mapping) -> Arrays | None:
         manifest = json.loads(text)
         if manifest["source"] != json.loads(json.dumps(source)):
             return None
-        arrays = {name: np.load(root / f"{key}-{name}.npy") for name in manifest["sha256"]}
+        arrays = {}
+        for name in manifest["sha256"]:
+            with local_copy(root / f"{key}-{name}.npy") as file:
+                arrays[name] = np.load(file)
         changed = [name for name, digest in manifest["sha256"].items() if _digest(arrays[name]) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         return _damaged(root, key, error)
@@ -67,7 +71,7 @@ def _write(root: Path, key: str, source: Mapping, arrays: Arrays) -> None:
     manifest = {"source": source, "sha256": {name: _digest(array) for name, array in arrays.items()}}
     text = json.dumps(manifest, indent=1).encode()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         remove_temporary_files(root, _ABANDONED)
         for name, array in arrays.items():
             with replacing(root / f"{key}-{name}.npy") as file:

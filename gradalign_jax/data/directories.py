@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from gradalign_jax.errors import DataError
+from gradalign_jax.paths import as_path, is_remote
 
 Folder = str | os.PathLike | None  # None: the default directory
 
@@ -19,7 +20,7 @@ def expand(path: str | os.PathLike) -> Path:
       DataError: the home directory that `~` stands for is unknown.
     """
     try:
-        return Path(path).expanduser()
+        return as_path(path) if is_remote(path) else Path(path).expanduser()
     except RuntimeError as error:  # no HOME and no passwd entry, or no such user
         raise DataError(f"{path}: the home directory is unknown; set HOME or give the full path") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from gradalign_jax import data, models, records
+from gradalign_jax import data, models, paths, records
 from gradalign_jax.deltax import encoder, projection, teacher
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import batches, kept
@@ -185,7 +185,7 @@ def load_classifier(directory: str | os.PathLike, dataset_name: str, key: str) -
     Raises:
       RunError: if the weights are missing or damaged, or of another data set.
     """
-    variables, described = weights.read(Path(directory) / CLASSIFIER)
+    variables, described = weights.read(paths.as_path(directory) / CLASSIFIER)
     config = ConfigDict(described["config"])
     if config.data.name != dataset_name:
         raise RunError(
@@ -250,7 +250,7 @@ def load_history(directory: str | os.PathLike, config: ConfigDict) -> dict[str, 
     if config.method == IMPORTED:
         return {"best": {}, "notes": [f"weights of {config.model.pretrained}"], "seconds": None}
     remedy = "let that classifier run finish (remove a damaged file first), or correct config.classifier"
-    return records.read(Path(directory) / "result.json", remedy)
+    return records.read(paths.as_path(directory) / "result.json", remedy)
 
 
 # ---- VR-GAN
@@ -268,7 +268,7 @@ def load_residual(directory: str | os.PathLike, dataset: data.Dataset) -> Estima
     Raises:
       RunError: if the run is unfinished, damaged, of another task, or of another data set.
     """
-    variables, described = weights.read(Path(directory) / GENERATOR)
+    variables, described = weights.read(paths.as_path(directory) / GENERATOR)
     config = ConfigDict(described.get("config", {"task": "different"}))
     if config.task != "vrgan":
         raise RunError(
@@ -298,7 +298,7 @@ def load_gan(directory: str | os.PathLike, ema: bool = False) -> tuple[biggan.Ge
     Raises:
       RunError: if the run is unfinished, of another task, or its file damaged.
     """
-    tree, described = weights.read(Path(directory) / GENERATOR)
+    tree, described = weights.read(paths.as_path(directory) / GENERATOR)
     if not {"raw", "ema"} <= tree.keys():
         raise RunError(
             f"{directory} holds no conditional GAN: config.project.generator, and config.*.generator for encoder, take "
@@ -358,7 +358,7 @@ def load_projections(directory: str | os.PathLike, dataset: data.Dataset) -> Est
     Raises:
       RunError: if the store is empty, damaged, or of another data set, or its images differ from this data set's.
     """
-    arrays, described, index = _load_store(Path(directory), dataset)
+    arrays, described, index = _load_store(paths.as_path(directory), dataset)
     size = dataset.image_shape[0]
 
     def delta_x(arrays: dict[str, Any], image: Array, label: Array, target: Array, index: Array) -> Array:
@@ -379,7 +379,7 @@ def load_tangent_space(directory: str | os.PathLike, dataset: data.Dataset, spli
     Raises:
       RunError: as `load_projections`, or if an image has no projection onto its own class.
     """
-    arrays, _, index = _load_store(Path(directory), dataset)
+    arrays, _, index = _load_store(paths.as_path(directory), dataset)
     covered = np.isin(split.index, index)
     pair = arrays["pair"][arrays["row"][split.index[covered]], split.label[covered]]
     covered[covered] = pair < len(arrays["z"]) - 1

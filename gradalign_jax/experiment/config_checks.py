@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gradalign_jax import deltax
+from gradalign_jax import deltax, paths
 from gradalign_jax.experiment.config_rules import EXACT_DELTA_X, MODEL_OPTIONS, SHARED, TASKS, Rule, estimators, one_of
 
 _PACKAGE = Path(deltax.__file__).parents[1]
@@ -17,7 +17,7 @@ _PACKAGE = Path(deltax.__file__).parents[1]
 _PATHS = (
     *("data.dir", "data.cache", "data.folder", "classifier", "model.pretrained", "gan.classifier"),
     *("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator"),
-    *("delta_x.teacher", "evaluate.teacher", "project.classifier"),
+    *("delta_x.teacher", "evaluate.teacher", "project.classifier", "project.shared"),
 )
 
 
@@ -140,7 +140,7 @@ def _check_source(name: str, section: ConfigDict) -> None:
                 f"config.{name}.{key}={estimator!r}: remove one of them"
             )
     for kind in ("generator", "store", "teacher"):
-        if section[kind] and not os.path.isdir(section[kind]):
+        if section[kind] and not paths.is_folder(section[kind]):
             raise ValueError(f"config.{name}.{kind}={section[kind]!r}: no such directory; give a finished run's")
 
 
@@ -180,7 +180,7 @@ def check_measuring(trained: ConfigDict, measuring: ConfigDict) -> None:
             )
     for kind in ("generator", "store", "teacher"):
         directories = [section.get(kind, "") for section in (trained, measuring)]
-        same = all(directories) and len({*map(os.path.realpath, directories)}) == 1
+        same = all(directories) and len({*map(paths.real, directories)}) == 1
         if same and not measuring.same_generator:
             raise ValueError(
                 f"config.evaluate.{kind} is the {kind} that training used: alignment with it would measure how well "
@@ -212,7 +212,7 @@ def _check_evaluate(config: ConfigDict) -> None:
         raise ValueError(
             "config.classifier is not given: it is the directory of a finished classifier run or of imported weights"
         )
-    if not os.path.isdir(config.classifier):
+    if not paths.is_folder(config.classifier):
         raise ValueError(f"config.classifier={config.classifier!r}: no such directory; give a finished run's")
 
 
@@ -254,7 +254,7 @@ def _check_gan(config: ConfigDict) -> None:
             f"config.gan.iterations={config.gan.iterations} is not a multiple of config.gan.sample_every="
             f"{config.gan.sample_every}: change one of them"
         )
-    if config.gan.classifier and not os.path.isdir(config.gan.classifier):
+    if config.gan.classifier and not paths.is_folder(config.gan.classifier):
         raise ValueError(
             f"config.gan.classifier={config.gan.classifier!r}: no such directory; give a finished classifier run's"
         )
@@ -264,10 +264,10 @@ def _check_project(config: ConfigDict) -> None:
     directory = config.project.generator
     if not directory:
         raise ValueError("config.project.generator is missing: give the directory of a gan run of this data set")
-    if not os.path.isdir(directory):
+    if not paths.is_folder(directory):
         raise ValueError(f"config.project.generator={directory!r}: no such directory; give a finished gan run's")
     classifier = config.project.classifier
-    if classifier and not os.path.isdir(classifier):
+    if classifier and not paths.is_folder(classifier):
         raise ValueError(
             f"config.project.classifier={classifier!r}: no such directory; give a finished classifier run's"
         )

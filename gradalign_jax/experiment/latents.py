@@ -1,6 +1,7 @@
 """The latents of pairs of an image and a class: searched on the devices, kept in a store that later runs can extend."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,17 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gradalign_jax import data, memory, parallel
+from gradalign_jax import data, memory, parallel, stopping
 from gradalign_jax.data import pipeline
 from gradalign_jax.deltax import projection
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts
 from gradalign_jax.experiment.pairs import lay_out, select
+from gradalign_jax.lease import BEATS
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import precision
 from gradalign_jax.storage import shards
 from gradalign_jax.terminal import progress_bar
 from gradalign_jax.types import Array, Variables
+
+EXPIRY = 120.0  # seconds after which a shard whose process does not renew its lease is taken over
 
 
 class Latents:
@@ -33,6 +37,7 @@ class Latents:
       variables, described: the generator (`artifacts.load_gan`).
       devices: what they are computed on.
       folder: the store's directory; None if nothing is stored.
+      shared: whether other processes fill the store as well.
     """
 
     def __init__(
@@ -43,8 +48,10 @@ class Latents:
         described: Mapping[str, Any],
         devices: Sequence[jax.Device],
         folder: Path | None,
+        shared: bool = False,
     ):
         self.config, self.dataset, self.devices, self.folder = config, dataset, list(devices), folder
+        self.shared = shared
         self.variables, self.described = variables, described
         self.pairs = select(config, dataset)
         self.block = config.project.block or memory.block("project", dataset.image_shape, self.devices)
@@ -87,15 +94,19 @@ class Latents:
     def store(self) -> shards.Store:
         """The store that this run fills, claimed on first use."""
         assert self.folder is not None, "these Latents were built without a folder"
-        return shards.claim(self.folder, self.identity())
+        return shards.claim(self.folder, self.identity(), self.shared)
 
     def missing(self) -> np.ndarray:
         """Return the numbers of the pairs that the store lacks, ascending; damaged shards are logged."""
         lacking = np.ones(len(self.pairs.row), bool)
         for number in range(self.store.shards):
-            if held := self.store.shard(number):
-                lacking[self.pairs.find(held["index"], held["target"])] = False
+            lacking[self.held(number)] = False
         return np.flatnonzero(lacking)
+
+    def held(self, number: int) -> np.ndarray:
+        """Return the numbers of the pairs in a shard."""
+        found = self.store.shard(number)
+        return self.pairs.find(found["index"], found["target"]) if found else np.zeros(0, int)
 
     def write(self, shard: int, pair: np.ndarray, z: np.ndarray, loss: np.ndarray) -> None:
         """Write a shard: the pairs that it has, and these.
@@ -200,6 +211,29 @@ class Latents:
                 pending = call
             if pending:
                 yield fetch(*pending)
+
+    def share(self, missing: np.ndarray) -> None:
+        """Compute pairs that a shared store lacks, `[n]` ascending, until they are there: each shard by one process.
+
+        Raises:
+          OutOfMemoryError: if a block does not fit into a device's memory.
+          RunError: if a search diverged, or a shard cannot be written.
+        """
+        size = self.store.identity["shard"]
+        while len(missing):
+            left = []
+            for number in np.unique(missing // size):
+                own = missing[missing // size == number]
+                lease = self.store.lease(int(number), EXPIRY)
+                if lease is None:
+                    left.append(own)
+                    continue
+                with lease.held(EXPIRY):
+                    self.fill(np.setdiff1d(own, self.held(int(number))))
+            missing = np.concatenate(left) if left else missing[:0]
+            if len(missing):  # others compute them; those that die leave them to this process
+                stopping.check()
+                time.sleep(min(10.0, EXPIRY / BEATS))
 
     def fill(self, missing: np.ndarray) -> None:
         """Compute pairs that the store lacks, `[n]` ascending; write each shard when its last one is there.

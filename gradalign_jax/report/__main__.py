@@ -2,13 +2,14 @@
 
 import argparse
 import datetime
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gradalign_jax import terminal
+from gradalign_jax.errors import RunError
+from gradalign_jax.paths import as_path, is_remote, make_folder, real
 from gradalign_jax.report.runs import Damaged, Run, collect
 from gradalign_jax.report.text import printable
 
@@ -19,10 +20,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m gradalign_jax.report",
         description="Write the paper's tables and figures from finished runs, and one HTML page with all of them.",
     )
-    parser.add_argument("folder", nargs="+", type=Path, metavar="DIR", help="directories searched for finished runs")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="created if missing; files in it are "
-                        "replaced")  # fmt: skip
+    parser.add_argument("folder", nargs="+", type=_folder, metavar="DIR", help="directories searched for finished runs")
+    parser.add_argument("--output", type=_folder, required=True, metavar="OUT", help="created if missing; files in it "
+                        "are replaced")  # fmt: skip
     return parser.parse_args(argv)
+
+
+def _folder(text: str) -> Path:
+    try:
+        return as_path(text)
+    except RunError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +65,12 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _common(folders: Sequence[Path]) -> Path:
+    """Return the closest directory that holds all of these."""
+    first = folders[0]
+    return next(path for path in (first, *first.parents) if all(folder.is_relative_to(path) for folder in folders))
+
+
 def _write(
     output: Path, runs: Sequence[Run], damaged: Sequence[Damaged], folders: Sequence[Path], argv: Sequence[str]
 ) -> Path:
@@ -64,7 +78,7 @@ def _write(
     # Imported only now that there is something to draw: Matplotlib takes seconds.
     from gradalign_jax.report import figures, formats, page, results, tables
 
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     classifiers = results.classifiers(runs)
     contents = tables.all_tables(runs, classifiers)
     for table in contents:
@@ -77,7 +91,7 @@ def _write(
         drawings=figures.draw_all(output, runs, classifiers),
         runs=runs,
         damaged=damaged,
-        root=Path(os.path.commonpath([folder.resolve() for folder in folders])),
+        root=_common([Path(real(folder)) if not is_remote(folder) else folder for folder in folders]),
         command=f"python -m gradalign_jax.report {shlex.join(argv)}",
         when=f"{datetime.datetime.now():%-d %B %Y, %H:%M}",
     )

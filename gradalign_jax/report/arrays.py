@@ -9,6 +9,7 @@ A classifier's pictures.npz holds `image`, `label`, `target` (c̃), `gradient` a
 """
 
 import csv
+import io
 import zipfile
 from collections.abc import Iterable
 
@@ -32,7 +33,7 @@ def read_pictures(run: Run, needed: Iterable[str] = ()) -> dict[str, np.ndarray]
     if run.changed("pictures.npz"):
         return None
     try:
-        with np.load(run.path / "pictures.npz", allow_pickle=False) as file:
+        with np.load(io.BytesIO((run.path / "pictures.npz").read_bytes()), allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError):
         return None
@@ -69,8 +70,8 @@ def read_images_table(run: Run) -> dict[str, np.ndarray] | None:
     if run.changed("images.csv"):
         return None
     try:
-        with open(run.path / "images.csv", encoding="utf-8", newline="") as file:
-            names, *rows = csv.reader(file)
+        text = (run.path / "images.csv").read_text(encoding="utf-8")
+        names, *rows = csv.reader(io.StringIO(text))
         columns = [[float(cell) if cell else np.nan for cell in column] for column in zip(*rows, strict=True)]
         table = {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}
     except (OSError, ValueError, csv.Error):

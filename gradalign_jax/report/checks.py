@@ -109,7 +109,7 @@ _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
             *("task", "method", "classifier", "model.pretrained", "delta_x.generator", "delta_x.store", "attack.clip"),
             *("delta_x.name", "evaluate.delta_x", "delta_x.teacher", "evaluate.teacher", "align.targets"),
             *("evaluate.generator", "evaluate.store", "project.generator", "gan.classifier", "matmul_precision"),
-            *("project.classes", "project.classifier", "project.solver"),
+            *("project.classes", "project.classifier", "project.shared", "project.solver"),
             *("precision.attack", "precision.training", "precision.evaluation", "precision.square"),
             *("precision.projection", "attack.training_dtype", "gan.dtype", "project.precision"),
         ),

@@ -17,7 +17,7 @@ IDENTITY = {"task", "method", "seed", "data.name", "attack.epsilon"}
 WITHOUT_EFFECT = {
     *("devices", "data.dir", "data.cache", "data.folder", "data.table", "classifier"),
     *("train.log_every", "train.checkpoint_minutes", "evaluate.block", "project.block"),
-    *("project.classes", "project.classifier"),
+    *("project.classes", "project.classifier", "project.shared"),
     *("gan.sample_every", "gan.sample_columns", "gan.check_images", "gan.classifier"),
     "evaluate.cw_images",  # the number of points in Figure 7
     *(f"evaluate.{key}" for key in ("suite", "norm", "suite_steps", "suite_queries")),  # attacks besides the paper's

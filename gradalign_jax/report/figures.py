@@ -60,7 +60,9 @@ def draw_all(output: Path, runs: Sequence[Run], classifiers: Sequence[Classifier
                 canvas.savefig(png, dpi=page.DPI, format="png", **_MARGIN)
                 images.append(png.getvalue())
                 if palette is style.LIGHT:
-                    canvas.savefig(output / f"{figure.name}.pdf", **_MARGIN)
+                    pdf = io.BytesIO()
+                    canvas.savefig(pdf, format="pdf", **_MARGIN)
+                    (output / f"{figure.name}.pdf").write_bytes(pdf.getvalue())
                 plt.close(canvas)
         for kind in ("png", "pdf"):
             if images[0] is None:

@@ -169,7 +169,7 @@ def _provenance_cells(run: Run, root: Path) -> list[str]:
 
 def _command(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
+        return file.read_bytes().decode(errors="replace").strip()
     except OSError:
         return ""
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradalign_jax import records
+from gradalign_jax import paths, records
 from gradalign_jax.report import checks
 
 # Config keys that name the run behind an estimate of Δx or behind its generator.
 SOURCES = ("delta_x.generator", "delta_x.store", "evaluate.generator", "evaluate.store", "project.generator")
 ARRAYS = ("pictures.npz", "images.csv")  # files that a report reads beside result.json
+_WITHOUT = ("checkpoints", "store", "samples")  # folders of a run without runs
 _ORDER = ("vrgan", "gan", "project", "classifier", "evaluate")  # a run's sources come before it
 
 
@@ -72,7 +73,7 @@ def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
     A file beside a result whose digest differs is named among the damaged ones. Symbolic
     links are followed; a run reached by several paths counts once.
     """
-    files = {file.resolve() for folder in folders for file in _result_files(Path(folder))}
+    files = {paths.as_path(paths.real(file)) for folder in folders for file in _result_files(paths.as_path(folder))}
     runs, damaged = [], []
     for file in sorted(files):
         try:
@@ -80,7 +81,8 @@ def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
                 raise ValueError("not a file")
             result = records.parse(file.read_bytes())
             checks.check(result)
-            runs.append(Run(file.parent, result, written=file.stat().st_mtime))
+            written = file.stat().mtime if paths.is_remote(file) else file.stat().st_mtime
+            runs.append(Run(file.parent, result, written=written))
             damaged += [Damaged(file.parent / name, "its digest differs") for name in ARRAYS if runs[-1].changed(name)]
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -90,6 +92,13 @@ def collect(folders: Iterable[Path]) -> tuple[list[Run], list[Damaged]]:
 
 def _result_files(folder: Path) -> Iterator[Path]:
     """Yield the result files below a folder, every directory once however many links lead to it."""
+    if paths.is_remote(folder):
+        if (folder / "result.json").exists():
+            yield folder / "result.json"
+        for below in sorted(folder.iterdir()):
+            if below.name not in _WITHOUT and below.is_dir():
+                yield from _result_files(below)
+        return
     visited = set()
     for directory, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(directory)
@@ -106,12 +115,12 @@ def is_directory_of(directory: str, run: Run) -> bool:
 
     A run that was moved since is recognized by the last three parts of its path.
     """
-    path = Path(directory)
+    path = paths.as_path(directory)
     if not path.name:
         return False
-    if os.path.realpath(path) == os.path.realpath(run.path):
+    if paths.real(path) == paths.real(run.path):
         return True
-    return not os.path.exists(path) and path.parts[-3:] == run.path.parts[-3:]
+    return not path.exists() and path.parts[-3:] == run.path.parts[-3:]
 
 
 def linked(runs: Sequence[Run]) -> list[Run]:

@@ -1,5 +1,6 @@
 """Files that are either absent or whole, whenever the writer is killed."""
 
+import io
 import os
 import re
 import secrets
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gradalign_jax.errors import RunError
+from gradalign_jax.paths import is_remote
 
 # .NAME.NUMBER, the name of a file while it is written.
 _TEMPORARY = re.compile(r"\..+\.\d+")
@@ -19,9 +21,16 @@ _TEMPORARY = re.compile(r"\..+\.\d+")
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing, and rename it to `path` at the end of the context.
 
+    An object in a bucket is written as a whole at the end of the context.
+
     Raises:
       OSError: if the file cannot be written; nothing is left behind.
     """
+    if is_remote(path):
+        content = io.BytesIO()
+        yield content
+        path.write_bytes(content.getvalue())
+        return
     temporary = path.with_name(f".{path.name}.{secrets.randbits(64)}")
     try:
         with open(temporary, "xb") as file:
@@ -44,7 +53,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with replacing(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another --workdir") from error
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --workdir"
+        ) from error
 
 
 def remove_temporary_files(folder: Path, older: float = 0.0) -> None:
@@ -54,6 +65,8 @@ def remove_temporary_files(folder: Path, older: float = 0.0) -> None:
       folder: the folder; nothing happens if it is missing or read-only.
       older: seconds since a file's last change; 0 only where the caller is the folder's only writer.
     """
+    if is_remote(folder):
+        return
     with suppress(OSError):
         for path in folder.iterdir():
             kept = older and time.time() - path.stat().st_mtime < older

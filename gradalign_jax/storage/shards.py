@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gradalign_jax import config_keys, records
+from gradalign_jax import config_keys, lease, paths, records
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
+
+_ABANDONED = 86_400.0  # seconds without a change after which a temporary file of a shared store has lost its writer
 
 
 class Store:
@@ -57,6 +59,15 @@ class Store:
             raise RunError(f"{self.folder} holds nothing yet: type the command of that project run again to resume it")
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
+    def lease(self, number: int, expiry: float) -> lease.Lease | None:
+        """Claim one shard of a shared store; None if a live process has it.
+
+        Args:
+          number: the shard's.
+          expiry: seconds after which a lease that was not renewed has lost its holder.
+        """
+        return lease.claim(self.folder / f"{number:06d}.lease", expiry)
+
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
 
@@ -75,20 +86,25 @@ class Store:
             return None
 
 
-def claim(folder: Path, identity: Mapping[str, Any]) -> Store:
-    """Return the store in `folder`, created if there is none; the caller is its only writer.
+def claim(folder: Path, identity: Mapping[str, Any], shared: bool = False) -> Store:
+    """Return the store in `folder`, created if there is none.
+
+    Args:
+      folder: where it is.
+      identity: as in `Store`.
+      shared: whether others may be writing it.
 
     Raises:
       RunError: if the folder holds a store of another identity (the differing fields are named), or cannot be written.
     """
     identity = json.loads(json.dumps(dict(identity)))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(folder)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; choose another --workdir") from error
     if not (folder / "identity.json").exists():
         write_atomically(folder / "identity.json", json.dumps(records.seal(identity), indent=1, sort_keys=True))
-    remove_temporary_files(folder)
+    remove_temporary_files(folder, _ABANDONED if shared else 0.0)
     found = find(folder)
     changed = config_keys.changes(found.identity, identity)
     if changed:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gradalign_jax.errors import RunError
+from gradalign_jax.paths import as_path, local_copy
 from gradalign_jax.records import seal, unseal
 from gradalign_jax.storage.atomic import write_atomically
 
@@ -56,13 +57,16 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       RunError: if the file is missing, damaged, or was not written by `write`.
     """
-    if not os.path.isfile(path):
-        raise RunError(f"{path} is missing: let the run that trains it finish, or correct the directory")
+    path = as_path(path)
     try:
-        with safe_open(path, "numpy") as file:
+        if not path.is_file():
+            raise FileNotFoundError
+        with local_copy(path) as local, safe_open(local, "numpy") as file:
             metadata = file.metadata() or {}
             described = {"digest": metadata.get("digest")} | json.loads(metadata.get("described", "{}"))
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: let the run that trains it finish, or correct the directory") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): train it again, or restore the file") from error
     tree = traverse_util.unflatten_dict(flat, sep="/")

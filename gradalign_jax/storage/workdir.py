@@ -13,12 +13,17 @@ A task adds its weights (*.safetensors) and a projection run its store/.
 
 Config, result, lines and manifests carry a digest; damaged lines and checkpoints are skipped, and older runs' are read
 without one. A killed run resumes from the last intact checkpoint when the same command is typed again.
+
+The directory may be in a bucket (`paths`): then it has no lock and no tensorboard/, checkpoints are made in a temporary
+directory and copied, and a line is added by writing its file again.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +34,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from gradalign_jax import config_keys, records, stopping
+from gradalign_jax import config_keys, paths, records, stopping
 from gradalign_jax.errors import RunError, first_line
 from gradalign_jax.records import seal, unseal
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
@@ -68,14 +73,17 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
-        self.path = Path(path).absolute()
+        self.path = paths.absolute(path)
         self.checkpoints = self.path / "checkpoints"
         self._board, self._started, self._lock = None, time.monotonic(), None
         self._told: set[str] = set()  # files whose damage was logged
         finished = (self.path / "result.json").exists()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held for the life of the run)
+            paths.make_folder(self.checkpoints)
+            if paths.is_remote(self.path):
+                logging.warning("%s cannot be locked: make sure that one process writes it", self.path)
+            else:
+                self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held for the life of the run)
         except OSError as error:
             if not finished:
                 raise RunError(f"cannot write --workdir={path}: {error.strerror}; choose another one") from error
@@ -163,11 +171,17 @@ class Workdir:
         folder, manifest = self.checkpoints / str(step), self.checkpoints / f"{step}.json"
         manifest.unlink(missing_ok=True)
         try:
-            with _silent(), _checkpointer() as checkpointer:
-                checkpointer.save(folder, jax.tree.map(np.asarray, tree), force=True)
-            record = {"seconds": self.seconds(), "files": _hashes(folder)} | (
-                {"epoch_open": True} if epoch_open else {}
-            )
+            with contextlib.ExitStack() as stack:
+                local = folder
+                if paths.is_remote(folder):
+                    local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradalign_jax_"))) / str(step)
+                with _silent(), _checkpointer() as checkpointer:
+                    checkpointer.save(local, jax.tree.map(np.asarray, tree), force=True)
+                files = _hashes(local)
+                if local is not folder:
+                    for name in files:
+                        write_atomically(folder / name, (local / name).read_bytes())
+            record = {"seconds": self.seconds(), "files": files} | ({"epoch_open": True} if epoch_open else {})
             write_atomically(manifest, json.dumps(seal(record)))
         except RunError:  # from writing the manifest
             self._remove_uncounted()
@@ -183,9 +197,13 @@ class Workdir:
 
     def _remove_uncounted(self) -> None:
         """Remove checkpoints without a manifest, half-written ones among them."""
-        for entry in self.checkpoints.iterdir():
-            if entry.is_dir() and not entry.with_name(f"{entry.name}.json").exists():
-                shutil.rmtree(entry, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            for entry in self.checkpoints.iterdir():
+                if entry.is_dir() and not entry.with_name(f"{entry.name}.json").exists():
+                    if paths.is_remote(entry):
+                        entry.rmtree(missing_ok=True)
+                    else:
+                        shutil.rmtree(entry, ignore_errors=True)
 
     def newest(self) -> int:
         """Return the step of the newest checkpoint, 0 without one."""
@@ -211,16 +229,32 @@ class Workdir:
           RunError: if there are checkpoints and all are damaged.
         """
         for step in reversed(self._steps()):
-            folder, manifest = self.checkpoints / str(step), self._manifest(step)
-            if manifest is None or _hashes(folder) != manifest["files"]:
-                logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
-                continue
-            self._count_from(manifest["seconds"])
-            with _checkpointer() as checkpointer:
-                return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
+            manifest = self._manifest(step)
+            with self._local_checkpoint(step, manifest) as folder:
+                if manifest is None or _hashes(folder) != manifest["files"]:
+                    logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
+                    continue
+                self._count_from(manifest["seconds"])
+                with _checkpointer() as checkpointer:
+                    return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
         if self._steps():
             raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
         return None
+
+    @contextmanager
+    def _local_checkpoint(self, step: int, manifest: Mapping[str, Any] | None) -> Iterator[Path]:
+        """Yield a checkpoint's directory; of one in a bucket, a temporary copy of the files that are there."""
+        folder = self.checkpoints / str(step)
+        if not paths.is_remote(folder):
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="gradalign_jax_") as temporary:
+            copy = Path(temporary) / str(step)
+            for name in manifest["files"] if manifest else ():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    (copy / name).write_bytes((folder / name).read_bytes())
+            yield copy
 
     def epoch_open(self, step: int) -> bool:
         """Return whether checkpoint `step` was saved before the validation of the epoch that ends there."""
@@ -235,12 +269,13 @@ class Workdir:
           step: the last one that counts.
           epoch_open: whether the epoch that ends at `step` is still to be validated; drops its validation too.
         """
-        from tensorboardX import SummaryWriter  # slow to import, and an evaluation needs none
-
         undone = step if epoch_open else step + 1
         kept = [line for line in self.history() if line["step"] < (undone if "epoch" in line else step + 1)]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(seal(line)) + "\n" for line in kept))
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        if not paths.is_remote(self.path):
+            from tensorboardX import SummaryWriter  # slow to import, and an evaluation needs none
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one line to metrics.jsonl, and the same scalars for TensorBoard.
@@ -249,6 +284,8 @@ class Workdir:
           RunError: if they cannot be written.
         """
         self._append("metrics.jsonl", seal({"step": step, **values}))
+        if self._board is None:
+            return
         if not self._board_writes():  # its queue would fill up, and then block forever
             raise RunError(f"cannot write {self.path / 'tensorboard'}: {_RESUME}")
         for name, value in values.items():
@@ -309,6 +346,11 @@ class Workdir:
         self._append("evaluation.jsonl", seal({"seconds": round(self.seconds(), 3), **values}))
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        if paths.is_remote(self.path):  # the whole file again
+            file = self.path / name
+            before = file.read_bytes() if file.exists() else b""
+            write_atomically(file, before + json.dumps(values).encode() + b"\n")
+            return
         try:
             with open(self.path / name, "a+b") as file:
                 if file.tell():

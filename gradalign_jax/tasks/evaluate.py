@@ -1,11 +1,11 @@
 """Task `evaluate`: measure a finished or imported classifier with PGD and, if configured, further attacks."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from gradalign_jax import paths
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, batches, config_checks
 from gradalign_jax.experiment.subject import load_subject, test
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
         notes=notes,
     )
     result |= {
-        "evaluated": os.path.realpath(config.classifier),
+        "evaluated": paths.real(config.classifier),
         "evaluated_config": trained.to_dict(),
         "training_seconds": before["seconds"],
     }

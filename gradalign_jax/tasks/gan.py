@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gradalign_jax import data, parallel, training
+from gradalign_jax import data, parallel, paths, training
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.blocks import Blocks
@@ -179,7 +179,7 @@ class GanRun:
         image = self.sample(state.generator, self.stream(_PICTURE), label)
         rows = image.reshape(classes, columns, *image.shape[1:])
         folder = self.workdir.path / "samples"
-        folder.mkdir(exist_ok=True)
+        paths.make_folder(folder)
         for path in (folder / f"{int(state.step):06d}.png", self.workdir.path / "samples.png"):
             pictures.draw_mosaic(path, rows)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from gradalign_jax import alignment, data, paper, parallel
+from gradalign_jax import alignment, data, paper, parallel, paths
 from gradalign_jax.data import pipeline
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.blocks import Blocks
@@ -47,14 +47,18 @@ class ProjectRun:
     """
 
     def __init__(self, config: ConfigDict, workdir: Workdir):
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, shared = config, workdir, config.project.shared
+        if shared and jax.process_count() > 1:
+            raise RunError("config.project.shared is for runs of one process each: start them one by one")
         self.dataset = batches.load(config)
         _, self.variables, self.described = artifacts.load_gan(config.project.generator, config.project.ema)
         check_generator(config.project.generator, self.described, self.dataset)
         self.judge = closest.load(config.project.classifier, self.dataset) if config.project.classifier else None
         self.devices = parallel.devices(config.devices, 0)
-        folder = workdir.path / artifacts.STORE if workdir else None
-        self.latents = Latents(config, self.dataset, self.variables, self.described, self.devices, folder)
+        self.path = paths.absolute(shared) if shared else workdir and workdir.path
+        folder = self.path / artifacts.STORE if self.path else None
+        described = self.variables, self.described
+        self.latents = Latents(config, self.dataset, *described, self.devices, folder, bool(shared))
         self.pairs = self.latents.pairs
 
     def missing(self) -> np.ndarray:
@@ -72,9 +76,9 @@ class ProjectRun:
     def run(self) -> dict[str, Any]:
         """Project, then measure what was found; return the content of result.json."""
         missing = self.missing()  # before anything is written
-        weights.write(self.workdir.path / artifacts.GENERATOR, self.variables, **self.described)
-        self.latents.fill(missing)
-        estimate = artifacts.load_projections(self.workdir.path, self.dataset)
+        weights.write(self.path / artifacts.GENERATOR, self.variables, **self.described)
+        (self.latents.share if self.latents.shared else self.latents.fill)(missing)
+        estimate = artifacts.load_projections(self.path, self.dataset)
         similarity = self.similarity(estimate)
         exact = similarity is not None
         result = {

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from gradalign_jax import main
-from gradalign_jax.storage import workdir
+from gradalign_jax.storage import checkpoints
 from gradalign_jax.storage.workdir import Workdir
 from test_project_task import write_generator
 
@@ -194,7 +194,7 @@ def test_a_killed_run_ends_in_the_same_bytes(task, server, wholes, tmp_path, pyt
             assert not [file for file in path.rglob(".*") if re.fullmatch(r"\..+\.\d+", file.name)]
             steps = [entry.name for entry in (path / "checkpoints").iterdir() if entry.is_dir()]
             assert all((path / "checkpoints" / f"{step}.json").exists() for step in steps)
-            assert len(steps) <= workdir.KEEP
+            assert len(steps) <= checkpoints.KEEP
             finished += 1
             if place == "none":
                 break

@@ -14,7 +14,7 @@ from gradalign_jax.data import cache
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, batches, config_checks
 from gradalign_jax.report import __main__ as report
-from gradalign_jax.storage import shards, weights
+from gradalign_jax.storage import checkpoints, shards, weights
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import classifier, evaluate, project
 
@@ -104,7 +104,7 @@ def test_a_torn_upload_is_not_believed(bucket):
     workdir = Workdir(f"{bucket}/run", config)
     for step in (1, 2, 3):
         workdir.save(step, {"a": tree["a"] + step})
-    assert workdir._steps() == [2, 3]
+    assert checkpoints.steps(workdir.checkpoints) == [2, 3]
     np.testing.assert_array_equal(workdir.restore(tree)["a"], tree["a"] + 3)
     manifest = workdir.checkpoints / "3.json"
     sealed = manifest.read_bytes()

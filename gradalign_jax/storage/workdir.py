@@ -1,8 +1,7 @@
 """A run's directory: its config, checkpoints, metrics and results.
 
     config.json          the resolved config
-    checkpoints/N/       step N, written by Orbax; counts once N.json beside it exists, its manifest: the run's seconds
-                         and the files' hashes
+    checkpoints/N/       step N; counts once N.json beside it exists (`storage/checkpoints.py`)
     metrics.jsonl        one line per log interval and per epoch; tensorboard/ holds the same
     evaluation.jsonl     finished points of the final evaluation, or of the running validation
     result.json, *.png   the result; pictures.npz holds the arrays behind the pictures, images.csv one line per test
@@ -18,28 +17,21 @@ The directory may be in a bucket (`paths`): then it has no lock and no tensorboa
 directory and copied, and a line is added by writing its file again.
 """
 
-import contextlib
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 
 from gradalign_jax import config_keys, paths, records, stopping
-from gradalign_jax.errors import RunError, first_line
+from gradalign_jax.errors import RunError
 from gradalign_jax.records import seal, unseal
+from gradalign_jax.storage import checkpoints
 from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
 
-KEEP = 2  # checkpoints
 ARRAYS = ("pictures.npz", "images.csv")
 # Keys that change where, how fast or how visibly a run computes, but not its result.
 FREE_KEYS = (
@@ -48,15 +40,6 @@ FREE_KEYS = (
 )
 # Keys by which a finished projection run is asked for more.
 MORE_KEYS = ("project.classes", "project.classifier")
-_RESUME = "free space and type the same command again to resume from the last checkpoint"
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): records.digest(path.read_bytes())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 class Workdir:
@@ -146,7 +129,7 @@ class Workdir:
 
     def saved(self) -> str:
         """Describe what a later start resumes from."""
-        steps, points = self._steps(), len(self.points())
+        steps, points = checkpoints.steps(self.checkpoints), len(self.points())
         shards = len(list((self.path / "store").glob("*.safetensors")))
         parts = [
             *([f"training up to step {steps[-1]}"] if steps else []),
@@ -158,7 +141,7 @@ class Workdir:
     # ---- checkpoints
 
     def save(self, step: int, tree: Any, epoch_open: bool = False) -> None:
-        """Save a tree of arrays as checkpoint `step`, which counts once its manifest is there.
+        """Save a tree of arrays as checkpoint `step`.
 
         Args:
           step: number of finished steps.
@@ -168,97 +151,29 @@ class Workdir:
         Raises:
           RunError: if it cannot be written; the checkpoints before it stay.
         """
-        folder, manifest = self.checkpoints / str(step), self.checkpoints / f"{step}.json"
-        manifest.unlink(missing_ok=True)
-        try:
-            with contextlib.ExitStack() as stack:
-                local = folder
-                if paths.is_remote(folder):
-                    local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradalign_jax_"))) / str(step)
-                with _silent(), _checkpointer() as checkpointer:
-                    checkpointer.save(local, jax.tree.map(np.asarray, tree), force=True)
-                files = _hashes(local)
-                if local is not folder:
-                    for name in files:
-                        write_atomically(folder / name, (local / name).read_bytes())
-            record = {"seconds": self.seconds(), "files": files} | ({"epoch_open": True} if epoch_open else {})
-            write_atomically(manifest, json.dumps(seal(record)))
-        except RunError:  # from writing the manifest
-            self._remove_uncounted()
-            raise
-        except (OSError, ValueError) as error:  # Orbax's storage reports a full disk as a ValueError
-            self._remove_uncounted()
-            raise RunError(
-                f"cannot write checkpoint {step} in {self.checkpoints}: {_cause(error)}; {_RESUME}"
-            ) from error
-        for old in self._steps()[:-KEEP]:
-            (self.checkpoints / f"{old}.json").unlink()
-        self._remove_uncounted()
-
-    def _remove_uncounted(self) -> None:
-        """Remove checkpoints without a manifest, half-written ones among them."""
-        with contextlib.suppress(FileNotFoundError):
-            for entry in self.checkpoints.iterdir():
-                if entry.is_dir() and not entry.with_name(f"{entry.name}.json").exists():
-                    if paths.is_remote(entry):
-                        entry.rmtree(missing_ok=True)
-                    else:
-                        shutil.rmtree(entry, ignore_errors=True)
+        record = {"seconds": self.seconds()} | ({"epoch_open": True} if epoch_open else {})
+        checkpoints.save(self.checkpoints, step, tree, **record)
 
     def newest(self) -> int:
         """Return the step of the newest checkpoint, 0 without one."""
-        return max(self._steps(), default=0)
-
-    def _steps(self) -> list[int]:
-        return sorted(int(file.stem) for file in self.checkpoints.glob("*.json") if file.stem.isdecimal())
-
-    def _manifest(self, step: int) -> dict[str, Any] | None:
-        """Return a checkpoint's manifest; None if it is damaged."""
-        try:
-            record = json.loads((self.checkpoints / f"{step}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        if isinstance(record, dict) and record.keys() == {"seconds", "files"}:  # of an older run, without a digest
-            return record if isinstance(record["seconds"], int | float) else None
-        return unseal(record)
+        return max(checkpoints.steps(self.checkpoints), default=0)
 
     def restore(self, like: Any) -> Any | None:
-        """Return the newest intact checkpoint in the structure of `like`, or None; damaged ones are logged and skipped.
+        """Return the newest intact checkpoint in the structure of `like`, or None.
 
         Raises:
           RunError: if there are checkpoints and all are damaged.
         """
-        for step in reversed(self._steps()):
-            manifest = self._manifest(step)
-            with self._local_checkpoint(step, manifest) as folder:
-                if manifest is None or _hashes(folder) != manifest["files"]:
-                    logging.warning("checkpoint %d in %s is damaged; trying the one before it", step, self.checkpoints)
-                    continue
-                self._count_from(manifest["seconds"])
-                with _checkpointer() as checkpointer:
-                    return checkpointer.restore(folder, jax.tree.map(np.asarray, like))
-        if self._steps():
-            raise RunError(f"every checkpoint in {self.checkpoints} is damaged: remove that folder to start again")
-        return None
-
-    @contextmanager
-    def _local_checkpoint(self, step: int, manifest: Mapping[str, Any] | None) -> Iterator[Path]:
-        """Yield a checkpoint's directory; of one in a bucket, a temporary copy of the files that are there."""
-        folder = self.checkpoints / str(step)
-        if not paths.is_remote(folder):
-            yield folder
-            return
-        with tempfile.TemporaryDirectory(prefix="gradalign_jax_") as temporary:
-            copy = Path(temporary) / str(step)
-            for name in manifest["files"] if manifest else ():
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):
-                    (copy / name).write_bytes((folder / name).read_bytes())
-            yield copy
+        found = checkpoints.restore(self.checkpoints, like)
+        if found is None:
+            return None
+        tree, manifest = found
+        self._count_from(manifest["seconds"])
+        return tree
 
     def epoch_open(self, step: int) -> bool:
         """Return whether checkpoint `step` was saved before the validation of the epoch that ends there."""
-        return bool((self._manifest(step) or {}).get("epoch_open"))
+        return bool((checkpoints.read_manifest(self.checkpoints, step) or {}).get("epoch_open"))
 
     # ---- metrics and results
 
@@ -287,7 +202,7 @@ class Workdir:
         if self._board is None:
             return
         if not self._board_writes():  # its queue would fill up, and then block forever
-            raise RunError(f"cannot write {self.path / 'tensorboard'}: {_RESUME}")
+            raise RunError(f"cannot write {self.path / 'tensorboard'}: {checkpoints.RESUME}")
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
@@ -360,7 +275,7 @@ class Workdir:
                     torn = False
                 file.write(b"\n" * torn + json.dumps(values).encode() + b"\n")
         except OSError as error:
-            raise RunError(f"cannot write {self.path / name}: {error.strerror}; {_RESUME}") from error
+            raise RunError(f"cannot write {self.path / name}: {error.strerror}; {checkpoints.RESUME}") from error
 
     def _lines(self, name: str) -> list[Any]:
         """Return the parsed lines of a file; None for one that cannot be parsed."""
@@ -407,32 +322,3 @@ def _older_metrics(line: Any) -> dict[str, Any] | None:
     """Return a line of metrics written before lines had digests; None for anything else."""
     numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
     return line if numbers and isinstance(line.get("step"), int) else None
-
-
-def _checkpointer() -> Any:
-    """Return Orbax's checkpointer of this process alone: where there are several, each has its own directory."""
-    import orbax.checkpoint as ocp  # slow to import, and an evaluation needs none
-
-    number = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(number, {number}, f"process_{number}")
-    # Directories made in the background are announced to all processes under one name, which two checkpoints share.
-    directly = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    return ocp.StandardCheckpointer(async_options=directly, multiprocessing_options=alone)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep Orbax from logging the traceback of each of its threads: the error it raises is reported in one line."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _cause(error: Exception) -> str:
-    """Return one line from Orbax's long report on why a checkpoint cannot be written."""
-    if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):  # TensorStore's name for a full disk
-        return "No space left on device"
-    return first_line(error)[:200]

@@ -40,7 +40,7 @@ from gradalign_jax import data
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.deltax import centroid, encoder, nearest, patch, sample, score, teacher, transport
 from gradalign_jax.errors import RunError, first_line
-from gradalign_jax.experiment import artifacts
+from gradalign_jax.experiment import estimates
 from gradalign_jax.storage.result import versions
 from gradalign_jax.types import Batch, DeltaX
 from launch import deltax_runs
@@ -132,7 +132,7 @@ def load(name: str, images: int) -> Case:
     test = test._replace(image=np.asarray(data.to_float(jnp.asarray(test.image))))
     shift = 1 + np.arange(len(test.label)) % (dataset.num_classes - 1)
     target = ((test.label + shift) % dataset.num_classes).astype(np.int32)
-    return Case(dataset, artifacts.training_images(dataset), test, target)
+    return Case(dataset, estimates.training_images(dataset), test, target)
 
 
 # ---- estimators
@@ -154,7 +154,7 @@ def estimators(case: Case, runs: Runs, encoder_penalty: float | None) -> dict[st
             "encoder, 30 steps": lambda: encoder.polished(trained(), 30, own),
         }
     if name in runs.vrgan:
-        known["vrgan"] = lambda: artifacts.load_residual(runs.vrgan[name], case.dataset).delta_x
+        known["vrgan"] = lambda: estimates.load_residual(runs.vrgan[name], case.dataset).delta_x
     return known | {
         "teacher": lambda: teacher.make(load_teacher(case, runs), EPSILON.get(name, 10.0)),
         "score": lambda: score.make(*examples, sigma=1.5 * float(np.std(examples[0]))),

@@ -17,7 +17,7 @@ from configs import spheres, squares32
 from gradalign_jax import data, deltax, models, training
 from gradalign_jax.deltax import encoder, nearest, patch, sample, score, teacher, transport
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment import artifacts, config_checks, estimates
 from gradalign_jax.storage import weights
 from gradalign_jax.types import Batch
 from test_deltax import MADE, decode, examples
@@ -247,7 +247,7 @@ def test_trains_and_measures_by_name(name, squares, runs):
     section.teacher, section.teacher_epsilon = (runs, 2.0) if name == "teacher" else ("", 0.0)
     section.penalty = 0.5 if name == "encoder" else 0.0
     section.neighbors = 3 if name in ("nearest", "patch") else 0
-    estimate = artifacts.load_delta_x(section, squares, "train")
+    estimate = estimates.load_delta_x(section, squares, "train")
     assert estimate.described["source"] == name
     train, test = squares.splits["train"], squares.splits["test"]
     classifier, optimizer = flat_classifier(2), optax.sgd(0.1)
@@ -275,28 +275,28 @@ def test_a_run_keeps_the_network_that_it_trained(squares, runs, tmp_path):
     for name, generator in (("score", ""), ("encoder", runs)):
         section.name, section.generator = name, generator
         vectors = [
-            artifacts.load_delta_x(section, squares, "train", folder=folder).delta_x(*arguments)
+            estimates.load_delta_x(section, squares, "train", folder=folder).delta_x(*arguments)
             for folder in (None, tmp_path, tmp_path)
         ]
         np.testing.assert_array_equal(vectors[0], vectors[1])
         np.testing.assert_array_equal(vectors[0], vectors[2])
     section.penalty = 0.25
-    artifacts.load_delta_x(section, squares, "train", folder=tmp_path)
+    estimates.load_delta_x(section, squares, "train", folder=tmp_path)
     assert len(list(tmp_path.glob("encoder_*.safetensors"))) == 2
     section.name, section.generator, section.penalty = "score", "", 0.0
     (file,) = tmp_path.glob("score_*.safetensors")
     arrays, _ = weights.read(file)
     weights.write(file, jax.tree.map(np.zeros_like, arrays))
-    assert not artifacts.load_delta_x(section, squares, "train", folder=tmp_path).delta_x(*arguments).any()
+    assert not estimates.load_delta_x(section, squares, "train", folder=tmp_path).delta_x(*arguments).any()
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(RunError, match="is damaged"):
-        artifacts.load_delta_x(section, squares, "train", folder=tmp_path)
+        estimates.load_delta_x(section, squares, "train", folder=tmp_path)
 
 
 def test_sampled_data_sets_have_examples():
     section = spheres.get_config("align").delta_x
     section.name = "centroid"
-    vector = artifacts.load_delta_x(section, data.load("spheres"), "train").delta_x(
+    vector = estimates.load_delta_x(section, data.load("spheres"), "train").delta_x(
         jnp.ones((1, 500)), np.array([0]), np.array([1]), None
     )
     np.testing.assert_allclose(vector, -1, atol=0.02)  # both means are near 0
@@ -304,9 +304,9 @@ def test_sampled_data_sets_have_examples():
 
 def test_wrong_directories_are_refused(squares, runs):
     with pytest.raises(RunError, match="generator for squares32, not mnist"):
-        artifacts.load_encoder(runs, SimpleNamespace(name="mnist"))
+        estimates.load_encoder(runs, SimpleNamespace(name="mnist"))
     with pytest.raises(RunError, match="trained on squares32, not on mnist"):
-        artifacts.load_teacher(runs, SimpleNamespace(name="mnist"), 1.0)
+        estimates.load_teacher(runs, SimpleNamespace(name="mnist"), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -353,4 +353,4 @@ def test_a_class_without_images_is_refused(name, squares):
     config = spheres.get_config("baseline").evaluate
     config.delta_x = name
     with pytest.raises(RunError, match="none of class 1, to which"):
-        artifacts.load_delta_x(config, squares._replace(splits={"train": lacking}), "train")
+        estimates.load_delta_x(config, squares._replace(splits={"train": lacking}), "train")

@@ -11,7 +11,7 @@ from configs import mnist
 from generators import lively
 from gradalign_jax import data
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, batches, closest, config_checks, subject
+from gradalign_jax.experiment import batches, closest, config_checks, estimates, subject
 from gradalign_jax.experiment.pairs import Pairs, lay_out
 from gradalign_jax.storage import shards, weights
 from gradalign_jax.storage.shards import Store
@@ -228,8 +228,8 @@ def test_a_store_of_some_classes_is_refused_for_training(finished, dataset):
     with pytest.raises(
         RunError, match=r"no Δx for 5 pairs of a train image and another class.*config.project.classes=all"
     ):
-        artifacts.load_delta_x(section, dataset, "train")
-    estimate = artifacts.load_delta_x(section, dataset, "test", some_classes=True)
+        estimates.load_delta_x(section, dataset, "train")
+    estimate = estimates.load_delta_x(section, dataset, "test", some_classes=True)
     test = dataset.splits["test"]
     image = data.to_float(test.image)
     for target, held in ((closest_of(0, test), True), (3 - closest_of(0, test) - test.label, False)):

@@ -15,7 +15,7 @@ from generators import lively
 from gradalign_jax import data, records
 from gradalign_jax.alignment import cosine_similarity
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment import artifacts, config_checks, estimates
 from gradalign_jax.experiment.pairs import select
 from gradalign_jax.measures import tangent
 from gradalign_jax.models import biggan_folded
@@ -147,7 +147,7 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, gan_run, tmp_path, monkey
     with pytest.raises(
         RunError, match=r"no Δx for 4 of the 6 test images in use, the first is image 10202: finish that"
     ):
-        artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "test")
+        estimates.load_delta_x(section, data.load("squares32", limit=LIMIT), "test")
     start(tmp_path, small(gan_run))
     assert content(tmp_path) == content(finished[0])
 
@@ -213,16 +213,16 @@ def test_an_estimate_without_the_needed_images_is_refused(finished, tmp_path):
         artifacts.load_projections(tmp_path, data.load("squares32", limit=LIMIT))
     section = squares32.get_config("align").delta_x
     section.store = str(finished[0])
-    assert artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "train") is not None
-    assert artifacts.load_delta_x(section, data.load("squares32", limit=50), "test", LIMIT) is not None
+    assert estimates.load_delta_x(section, data.load("squares32", limit=LIMIT), "train") is not None
+    assert estimates.load_delta_x(section, data.load("squares32", limit=50), "test", LIMIT) is not None
     with pytest.raises(RunError, match=r"no Δx for 4 of the 10 train images in use, the first is image 6"):
-        artifacts.load_delta_x(section, data.load("squares32", limit=10), "train")
+        estimates.load_delta_x(section, data.load("squares32", limit=10), "train")
     with pytest.raises(RunError, match="has no Δx for 6 of the 6 validation images"):
-        artifacts.load_delta_x(section, data.load("squares32", limit=LIMIT), "validation")
+        estimates.load_delta_x(section, data.load("squares32", limit=LIMIT), "validation")
     changed = data.load("squares32", limit=LIMIT)
     changed.splits["test"].image[2] += 0.25
     with pytest.raises(RunError, match="projections of other images: image 10202"):
-        artifacts.load_delta_x(section, changed, "test")
+        estimates.load_delta_x(section, changed, "test")
     with pytest.raises(RunError, match="holds projections of squares32: give a run of mnist"):
         artifacts.load_projections(finished[0], changed._replace(name="mnist"))
 
@@ -233,10 +233,10 @@ def test_the_generator_of_training_is_refused_for_measuring(finished, tmp_path):
     trained, measuring = (
         artifacts.load_projections(path, dataset).described for path in (finished[0], tmp_path / "copy")
     )
-    artifacts.check_apart(trained, measuring, same_allowed=True)
-    artifacts.check_apart(trained, None, same_allowed=False)
+    estimates.check_apart(trained, measuring, same_allowed=True)
+    estimates.check_apart(trained, None, same_allowed=False)
     with pytest.raises(RunError, match="the generator whose Δx trains is also the one whose Δx measures"):
-        artifacts.check_apart(trained, measuring, same_allowed=False)
+        estimates.check_apart(trained, measuring, same_allowed=False)
 
 
 def test_own_classes_can_be_skipped_and_images_limited(gan_run):

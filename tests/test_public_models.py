@@ -17,7 +17,7 @@ import peers
 from configs import cifar10
 from gradalign_jax import convert, data, models, training
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, closest
+from gradalign_jax.experiment import closest, estimates
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.workdir import Workdir
@@ -428,7 +428,7 @@ def test_imported_weights_of_other_classes_are_refused(tmp_path):
     with pytest.raises(RunError, match=words):
         closest.load(config.classifier, dataset)
     with pytest.raises(RunError, match=words):
-        artifacts.load_teacher(config.classifier, dataset, epsilon=1.0)
+        estimates.load_teacher(config.classifier, dataset, epsilon=1.0)
 
 
 def test_foolbox_attacks_a_trained_classifier_as_strongly():

@@ -12,7 +12,7 @@ import pytest
 from configs import mnist35, spheres, squares32
 from gradalign_jax import data, models, parallel, training
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, config_checks
+from gradalign_jax.experiment import artifacts, config_checks, estimates
 from gradalign_jax.models import mlp, residual_mlp, unet
 from gradalign_jax.storage import weights
 from gradalign_jax.storage.workdir import Workdir
@@ -196,22 +196,22 @@ def test_align_uses_the_configured_generator(tmp_path):
     chosen = squares32.get_config("align,smoke")
     chosen.delta_x.generator = str(directory)
     config_checks.check(chosen)
-    estimate = artifacts.load_delta_x(chosen.delta_x, dataset, "train")
+    estimate = estimates.load_delta_x(chosen.delta_x, dataset, "train")
     image, label = jnp.asarray(dataset.splits["test"].image), jnp.asarray(dataset.splits["test"].label)
     got = estimate.delta_x(image, label, 1 - label, jnp.arange(8))
     variables, _ = weights.read(directory / artifacts.GENERATOR)
     expected = artifacts.create_residual_generator(config).apply(variables, image, 1 - label, label)[0]
     np.testing.assert_array_equal(got, expected)
     with pytest.raises(RunError, match="a generator for squares32, not mnist35"):
-        artifacts.load_residual(directory, dataset._replace(name="mnist35"))
+        estimates.load_residual(directory, dataset._replace(name="mnist35"))
     weights.write(tmp_path / artifacts.GENERATOR, {"raw": variables, "ema": variables}, config={"task": "gan"})
     with pytest.raises(RunError, match="holds the generator of a gan run"):
-        artifacts.load_residual(tmp_path, dataset)
+        estimates.load_residual(tmp_path, dataset)
     with pytest.raises(RunError, match="holds no conditional GAN"):
         artifacts.load_gan(directory)
     (tmp_path / artifacts.GENERATOR).unlink()
     with pytest.raises(RunError, match="is missing"):
-        artifacts.load_residual(tmp_path, dataset)
+        estimates.load_residual(tmp_path, dataset)
 
 
 def test_more_than_two_classes_are_refused(tmp_path, monkeypatch):

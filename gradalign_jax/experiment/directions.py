@@ -10,7 +10,7 @@ from gradalign_jax import data
 from gradalign_jax.errors import RunError
 from gradalign_jax.evaluation.options import Directions
 from gradalign_jax.evaluation.programs import Model
-from gradalign_jax.experiment import artifacts
+from gradalign_jax.experiment import artifacts, estimates
 from gradalign_jax.storage import pictures
 from gradalign_jax.types import Array, Batch, Classifier, DeltaX, Estimate, Variables
 
@@ -25,10 +25,10 @@ def load(
       dataset: the data.
       split: the test images in use.
       measuring: the Δx of ᾱ_Δx, which is compared as well, by the name of its source.
-      folder: as in `artifacts.load_delta_x`.
+      folder: as in `estimates.load_delta_x`.
 
     Raises:
-      RunError: as `artifacts.load_delta_x`, or if a Δx or the tangent spaces cannot be used.
+      RunError: as `estimates.load_delta_x`, or if a Δx or the tangent spaces cannot be used.
     """
     section = config.evaluate
     if not section.gradients:
@@ -47,7 +47,7 @@ def _load_estimator(section: ConfigDict, name: str, dataset: data.Dataset, folde
     """Load an estimator that needs no finished run, with its default options."""
     without = {"generator": "", "store": "", "teacher": "", "neighbors": 0}
     own = ConfigDict(section.to_dict() | without | {"delta_x": name})
-    estimate = artifacts.load_delta_x(own, dataset, "test", section.images, folder=folder)
+    estimate = estimates.load_delta_x(own, dataset, "test", section.images, folder=folder)
     if estimate is None:
         raise RunError(f"{dataset.name} has no Δx by {name!r}: take it off config.evaluate.estimators")
     return estimate

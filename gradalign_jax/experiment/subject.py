@@ -16,7 +16,7 @@ from gradalign_jax.evaluation import directions as further
 from gradalign_jax.evaluation import results, schedule, suite
 from gradalign_jax.evaluation.options import CW, PGD, Attacks, Directions, Square, Suite
 from gradalign_jax.evaluation.programs import Evaluation, build
-from gradalign_jax.experiment import artifacts, batches, config_checks, directions
+from gradalign_jax.experiment import batches, config_checks, directions, estimates
 from gradalign_jax.storage import pictures
 from gradalign_jax.storage.atomic import write_atomically
 from gradalign_jax.storage.workdir import Workdir
@@ -131,7 +131,7 @@ def load_subject(
 ) -> Subject:
     """Build the subject of a task; model and seed are those of `run`, the config that trains or trained it.
 
-    `some_classes` and `folder`: as in `artifacts.load_delta_x`.
+    `some_classes` and `folder`: as in `estimates.load_delta_x`.
     """
     dataset = batches.load(config)
     return Subject(
@@ -139,7 +139,7 @@ def load_subject(
         dataset,
         create_classifier(run, dataset),
         attack_bounds(config, dataset),
-        artifacts.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images, some_classes, folder),
+        estimates.load_delta_x(config.evaluate, dataset, "test", config.evaluate.images, some_classes, folder),
         parallel.devices(config.devices, batch_size),
         jax.random.key(run.seed),
     )
@@ -180,7 +180,7 @@ def test(subject: Subject, variables: Any, workdir: Workdir, by_class: bool = Fa
         found = point.compute()
         if point.measure == "alignment":  # before the attacks
             index = split.index[point.part.start : point.part.stop]
-            artifacts.check_targets(
+            estimates.check_targets(
                 config.evaluate.store, measuring, index, found["target"], config.get("classifier", "")
             )
         return found

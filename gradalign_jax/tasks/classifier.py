@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gradalign_jax import paper, parallel, robustness, training
 from gradalign_jax.evaluation import schedule
 from gradalign_jax.evaluation.programs import Evaluation
-from gradalign_jax.experiment import artifacts, batches
+from gradalign_jax.experiment import artifacts, batches, estimates
 from gradalign_jax.experiment.subject import Stream, head, load_subject, test
 from gradalign_jax.models import pretrained
 from gradalign_jax.storage import weights
@@ -53,12 +53,12 @@ class ClassifierRun:
         self.classifier, self.stream = self.subject.classifier, self.subject.stream
         self.steps_per_epoch = batches.steps_per_epoch(config, self.dataset)
         self.delta_x = (
-            artifacts.load_delta_x(config.delta_x, self.dataset, "train", folder=folder)
+            estimates.load_delta_x(config.delta_x, self.dataset, "train", folder=folder)
             if config.method == "align"
             else None
         )
         sources = [estimate and estimate.described for estimate in (self.delta_x, self.subject.measuring)]
-        artifacts.check_apart(*sources, config.evaluate.same_generator)
+        estimates.check_apart(*sources, config.evaluate.same_generator)
         self.notes = list(self.dataset.notes)
 
     @cached_property

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gradalign_jax import paths
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, batches, config_checks
+from gradalign_jax.experiment import artifacts, batches, config_checks, estimates
 from gradalign_jax.experiment.subject import load_subject, test
 from gradalign_jax.storage import result as results
 from gradalign_jax.storage.workdir import Workdir
@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: Workdir) -> dict[str, Any]:
     subject = load_subject(config, trained, batch_size=0, some_classes=True, folder=workdir.path)
     artifacts.check_classes(config.classifier, described, subject.dataset)
     measuring = subject.measuring and subject.measuring.described
-    artifacts.check_apart(described.get("delta_x"), measuring, config.evaluate.same_generator)
+    estimates.check_apart(described.get("delta_x"), measuring, config.evaluate.same_generator)
     measured = test(subject, variables, workdir, by_class=True)
     notes = [*subject.dataset.notes, *(note for note in before["notes"] if note not in subject.dataset.notes)]
     result = results.classifier_result(

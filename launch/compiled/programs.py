@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from gradalign_jax import data, parallel, training
 from gradalign_jax.attacks import square
 from gradalign_jax.deltax import exact, projection
-from gradalign_jax.experiment import artifacts, batches, config_checks
+from gradalign_jax.experiment import artifacts, batches, config_checks, estimates
 from gradalign_jax.experiment.subject import Stream
 from gradalign_jax.models import biggan, biggan_folded
 from gradalign_jax.tasks import classifier
@@ -111,7 +111,7 @@ def _run(name: str, task: str, changes: dict[str, Any]) -> classifier.Classifier
         estimate = _stored(dataset)
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
-        mock.patch.object(artifacts, "load_delta_x", lambda *_: estimate),
+        mock.patch.object(estimates, "load_delta_x", lambda *_: estimate),
         mock.patch.object(artifacts, "check_apart", lambda *_: None),
     ):
         return classifier.ClassifierRun(config, None)

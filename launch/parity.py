@@ -1,13 +1,7 @@
 """Our attacks beside adv-lib's, on real classifiers: `python launch/parity.py RUN|TAR ...`.
 
 RUN is the directory of a finished classifier run of MNIST or MNIST-3/5, TAR advertorch's source distribution
-(launch/lenet.py). Both sides have equal weights, in float32 (--double: float64, only the LeNet). Images are in [0, 1],
-with noise of one gray level: on a flat background pooling has ties, which rounding decides.
-
-    from the image      APGD and FAB-T from the image itself, towards the likeliest wrong class: deterministic. Images
-                        on which the decisions differ, and the largest difference of the loss (of the distance) on the
-                        others, relative to the largest value
-    robust accuracy     whole attacks from random starts, all classes: percent of the images
+(launch/lenet.py). What the rows compare: launch/README.md, "Parity with adv-lib".
 """
 
 import argparse

@@ -17,7 +17,19 @@ import pytest
 
 from gradalign_jax import paper
 from gradalign_jax.report import __main__ as report
-from gradalign_jax.report import arrays, checks, figures_geometry, formats, page, results, runs, style, tables, text
+from gradalign_jax.report import (
+    arrays,
+    checks,
+    figures_curves,
+    figures_geometry,
+    formats,
+    page,
+    results,
+    runs,
+    style,
+    tables,
+    text,
+)
 from gradalign_jax.report.figures import FIGURES
 from gradalign_jax.report.tables_classifiers import table_2
 from made_up_runs import GRID, classifier, found_in, series, suite, write
@@ -440,6 +452,17 @@ def test_usetex_in_a_matplotlibrc_has_no_effect(tmp_path):
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50, check=False)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "out" / "overview.png").exists()
+
+
+def test_the_axis_of_figure_s8_holds_every_curve(tmp_path):
+    """Each method has its own grid of ε; the paper's ε50% is among the points."""
+    for method, grid in (("baseline", [0.0, 0.002]), ("align", [0.0, 0.0005]), ("pgd", [0.0, 0.001, 0.02])):
+        curve = {"epsilons": grid, "errors": [0.5] * len(grid)}
+        classifier(tmp_path / method, method=method, curves={"pgd_linf": curve, "pgd_l2": curve})
+    figure = figures_curves.draw_robustness(style.Inputs(*found_in(tmp_path)), style.LIGHT)
+    linf, _, l2 = (axis.get_xlim() for axis in figure.axes)
+    assert linf[0] < 0 and 0.02 < linf[1] < 0.03
+    assert paper.TABLE_2["spheres", "align"]["pgd_l2"].value < l2[1] < 0.2
 
 
 def test_a_figure_without_runs_says_what_it_takes(tmp_path):

@@ -26,6 +26,7 @@ from gradalign_jax.types import Array, Variables, predicted
 
 _DLR_CLASSES = 4  # the fewest for which the targeted DLR loss is defined
 _PARTS = 4  # programs take this part of a block: each waits for its slowest image, and the last is padded
+_LEAST_BLOCK = 5  # images; a pass over fewer costs more for each
 
 
 class Stage(NamedTuple):
@@ -97,7 +98,7 @@ def measure(
 
 def stages(evaluation: Evaluation, suite: Suite, classes: int, bounds: tuple[float, float]) -> list[Stage]:
     """Return the attacks of a suite, in order."""
-    evaluation = evaluation.resized(evaluation.block // _PARTS)
+    evaluation = evaluation.resized(max(evaluation.block // _PARTS, _LEAST_BLOCK))
     count = min(suite.targets, classes - 1)
     loss = "dlr" if classes >= _DLR_CLASSES else "margin"
     towards = apgd.search(suite.norm, suite.steps, 1, loss, bounds=bounds)

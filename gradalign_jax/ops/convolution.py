@@ -94,13 +94,13 @@ def choose(window: Window, inputs: int, outputs: int) -> Form:
         return forms.dense
     if window.stride == 1 and outputs * taps <= inputs:
         return forms.few_outputs
-    if window.stride == 1 and inputs * taps < 32:
+    if window.stride == 1 and inputs > 1 and inputs * taps < 32:
         return forms.patches
     if _has_winograd(window) and (narrow >= 128 or (narrow >= 64 and pixels <= 64)):
         return forms.winograd
     if pixels < 64 and narrow >= 16:
         return forms.patches
-    return forms.spare_row if _has_spare_row(window) and narrow > 16 else forms.plain
+    return forms.spare_row if _has_spare_row(window) and narrow > 32 else forms.plain
 
 
 def choose_weights(window: Window, inputs: int, outputs: int) -> Form:

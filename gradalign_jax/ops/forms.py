@@ -14,6 +14,8 @@ from gradalign_jax.ops.window import LAYOUT, Window, dense_taps, pad, patches_of
 from gradalign_jax.ops.winograd import F43, band_window, bands, combine, rows_from
 from gradalign_jax.types import Array
 
+_GROUP = 2**12  # pixels per pass of `few_outputs`
+
 
 def plain(window: Window, x: Array, kernel: Array) -> Array:
     """Return XLA's own convolution."""
@@ -56,7 +58,19 @@ def patches(window: Window, x: Array, kernel: Array) -> Array:
 
 
 def few_outputs(window: Window, x: Array, kernel: Array) -> Array:
-    """Return sums of shifted images of one product of each pixel with all taps (stride 1)."""
+    """Return sums of shifted images of one product of each pixel with all taps (stride 1).
+
+    With one output the sums of a large batch cost more than its product: it is computed in groups of images.
+    """
+    pixels = x.shape[1] * x.shape[2]
+    size = max((n for n in range(1, len(x)) if len(x) % n == 0 and n * pixels <= _GROUP), default=0)
+    if kernel.shape[3] > 1 or len(x) * pixels <= _GROUP or not size:
+        return _few_outputs(window, x, kernel)
+    groups = lax.map(lambda group: _few_outputs(window, group, kernel), x.reshape(-1, size, *x.shape[1:]))
+    return groups.reshape(len(x), *groups.shape[2:])
+
+
+def _few_outputs(window: Window, x: Array, kernel: Array) -> Array:
     (rows, columns), (height, width), outputs = window.kernel, window.output, kernel.shape[3]
     taps = materialized(kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1))  # [I, taps * O]
     products = pad(product(x, taps), window.pads)  # [B, H, W, taps * O], padded

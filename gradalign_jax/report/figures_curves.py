@@ -91,21 +91,26 @@ def draw_robustness(inputs: Inputs, palette: Palette):
             def has(classifier, attack=attack):
                 return attack in classifier.curves
 
-            drawn = []
+            shown: list[float] = []  # every ε on the axis
             for method in METHOD_NAMES:
                 members = groups.longest_trained(inputs.classifiers, dataset, method, has)
                 color = getattr(palette, method)
-                drawn.append(_accuracy(axis, [m.curves[attack] for m in members if attack in m.curves], color))
+                epsilons = _accuracy(axis, [m.curves[attack] for m in members if attack in m.curves], color)
                 printed = paper.TABLE_2.get((dataset, method), {}).get(attack)
-                if drawn[-1] and printed:
+                if epsilons and printed:
                     axis.plot(printed.value, 50, "D", markerfacecolor="none", markeredgecolor=color, markersize=6.5)
+                    shown.append(printed.value)
                 if attack in _WORST:
                     worst = _worst_case(inputs.classifiers, dataset, method, _WORST[attack])
-                    drawn.append(_accuracy(axis, worst, color, "s:"))
-                    any_worst |= drawn[-1]
+                    found = _accuracy(axis, worst, color, "s:")
+                    any_worst |= bool(found)
+                    shown += found
+                shown += epsilons
             axis.axhline(50, color=palette.text, linewidth=0.7, linestyle=(0, (4, 3)))
             axis.set(title=f"{_name(dataset)} · {name}", ylim=(-3, 103))
-            if not any(drawn):
+            if shown:
+                _epsilon_axis(axis, shown)
+            else:
                 axis.text(0.5, 0.65, "missing", transform=axis.transAxes, ha="center", color=palette.faint)
                 axis.set_xticks([])
         line[0].set_ylabel("accuracy %")
@@ -126,21 +131,25 @@ def _worst_case(classifiers: Sequence[Classifier], dataset: str, method: str, no
     return [suites.curves(member)["worst"] for member in group.members]
 
 
-def _accuracy(axis, curves: Sequence[Mapping[str, Any]], color: str, line: str = "o-") -> bool:
-    """Draw mean and range over seeds of one method's accuracy; return whether there was any."""
+def _accuracy(axis, curves: Sequence[Mapping[str, Any]], color: str, line: str = "o-") -> list[float]:
+    """Draw mean and range over seeds of one method's accuracy; return its ε, [] if there are no curves."""
     curves = [c for c in curves if c["epsilons"] == curves[0]["epsilons"]]
     if not curves:
-        return False
+        return []
     epsilons = np.asarray(curves[0]["epsilons"], float)
     accuracy = 100 * (1 - np.asarray([c["errors"] for c in curves], float))
-    smallest = epsilons[epsilons > 0].min()
     axis.fill_between(epsilons, accuracy.min(0), accuracy.max(0), color=color, alpha=0.2, linewidth=0)
     axis.plot(epsilons, accuracy.mean(0), line, color=color, markersize=3)
+    return epsilons.tolist()
+
+
+def _epsilon_axis(axis: plt.Axes, epsilons: Sequence[float]) -> None:
+    """Make the horizontal axis linear from 0 to the smallest ε > 0, then logarithmic to a little beyond the largest."""
+    smallest, largest = min(e for e in epsilons if e > 0), max(epsilons)
     axis.set_xscale("symlog", linthresh=smallest)
-    axis.set_xlim(-smallest / 5, None)
-    few_ticks(axis.xaxis, smallest, epsilons.max())
+    axis.set_xlim(-smallest / 5, 1.1 * largest)
+    few_ticks(axis.xaxis, smallest, largest)
     axis.set_xticks([0, *axis.get_xticks()])
-    return True
 
 
 def draw_series(inputs: Inputs, palette: Palette):

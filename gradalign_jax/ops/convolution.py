@@ -131,7 +131,7 @@ def _forward(window: Window, x: Array, kernel: Array) -> Array:
     return _cpu_forward(window, x, kernel)
 
 
-# One function for each shape: its second use is not traced again. XLA inlines it.
+# Jitted, so that each shape is traced and lowered once however often a network uses it. XLA inlines the function.
 @partial(jax.jit, static_argnums=(0,))
 def _cpu_forward(window: Window, x: Array, kernel: Array) -> Array:
     return choose(window, *kernel.shape[2:])(window, x, kernel)

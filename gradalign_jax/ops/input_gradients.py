@@ -65,13 +65,14 @@ def winograd(window: Window, g: Array, kernel: Array) -> Array:
     than the products where channels are many and pixels few.
     """
     back, taps = gradient_window(window), window.kernel[1]
-    rows = lax.optimization_barrier(tiled(back, pad(g, ((0, 0), back.pads[1]))))
+    rows = tiled(back, pad(g, ((0, 0), back.pads[1])))  # [B, 4 tiles + 2, W + kw - 1, O]
 
     def add(total: Array, from_input: Array, from_kernel: Array, to_output: Array) -> Array:
         row_kernel = weighted(from_kernel, kernel[::-1])  # [kw, I, O], flipped along the rows only
         seen = band(rows, from_input)  # [B, tiles, W + kw - 1, O]
         views = [seen[:, :, tap : tap + window.image[1]] for tap in range(taps)]  # kw x [B, tiles, W, O]
-        gradient = sum(product(view, row_kernel[taps - 1 - tap].T) for tap, view in enumerate(views))
+        products = [product(view, row_kernel[taps - 1 - tap].T) for tap, view in enumerate(views)]
+        gradient: Array = sum(products)  # type: ignore[assignment]  # sum starts at 0
         return total + to_output[None, None, :, None, None] * gradient[:, :, None]
 
     zeros = jnp.zeros((len(g), tiles_of(back), F43.tile, window.image[1], kernel.shape[2]), g.dtype)

@@ -116,9 +116,11 @@ def test_groups_of_images_add_up(monkeypatch, size, stride, batch, fitting, spli
     """The batch is split if it has a divisor that fits; the sum is the same."""
     x, kernel = arrays((8, 8), 16, 16, size, batch=batch)
     monkeypatch.setattr(weight_gradients, "_GROUP", int(fitting * x.size / batch))
+    jax.clear_caches()  # a shape is traced once
     value, pullback = jax.vjp(lambda kernel: reference(x, kernel, stride, 1), kernel)
     ours = jax.vjp(lambda kernel: conv(x, kernel, stride, 1), kernel)[1]
-    assert ("scan[" in str(jax.make_jaxpr(ours)(value))) == split
+    bands = size == 3  # Winograd's form is a loop itself
+    assert str(jax.make_jaxpr(ours)(value)).count("scan[") == split + bands
     np.testing.assert_allclose(ours(value)[0], pullback(value)[0], rtol=1e-8, atol=1e-8)
 
 

@@ -128,6 +128,12 @@ def _has_winograd(window: Window) -> bool:
 def _forward(window: Window, x: Array, kernel: Array) -> Array:
     if not platform.is_cpu():
         return forms.accelerator(window, x, kernel)
+    return _cpu_forward(window, x, kernel)
+
+
+# Jitted, so that each shape is traced and lowered once however often a network uses it. XLA inlines the function.
+@partial(jax.jit, static_argnums=(0,))
+def _cpu_forward(window: Window, x: Array, kernel: Array) -> Array:
     return choose(window, *kernel.shape[2:])(window, x, kernel)
 
 
@@ -136,6 +142,11 @@ def input_gradient(window: Window, g: Array, kernel: Array) -> Array:
     """Return the gradient of `conv`'s images from that of its result, `[B, h, w, O]` to `[B, H, W, I]`."""
     if not platform.is_cpu():
         return input_gradients.accelerator(window, g, kernel)
+    return _cpu_input_gradient(window, g, kernel)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _cpu_input_gradient(window: Window, g: Array, kernel: Array) -> Array:
     form = choose(window, *kernel.shape[2:])
     if form is forms.dense:
         return input_gradients.dense(window, g, kernel)
@@ -155,6 +166,11 @@ def _weight_gradient(window: Window, dtype: jnp.dtype, x: Array, g: Array) -> Ar
     """Return the kernel's gradient in the type of g; on a GPU or TPU the factors have type `dtype`."""
     if not platform.is_cpu():
         return weight_gradients.accelerator(window, dtype, x, g)
+    return _cpu_weight_gradient(window, x, g)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _cpu_weight_gradient(window: Window, x: Array, g: Array) -> Array:
     return choose_weights(window, x.shape[-1], g.shape[-1])(window, x, g)
 
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from gradalign_jax.ops.matmul import product
 from gradalign_jax.ops.window import LAYOUT, Window, dense_taps, pad, patches_of
-from gradalign_jax.ops.winograd import F43, band_window, bands, combine, rows_from
+from gradalign_jax.ops.winograd import F43, band, band_window, over_bands, rows_from, tiled, tiles_of, weighted
 from gradalign_jax.types import Array
 
 _GROUP = 2**12  # pixels per pass of `few_outputs`
@@ -89,11 +89,15 @@ def dense(window: Window, x: Array, kernel: Array) -> Array:
 
 def winograd(window: Window, x: Array, kernel: Array) -> Array:
     """Return F(4, 3) along the rows and patches along the columns: half the products (3 kernel rows, stride 1)."""
-    products = []  # 6 x [B, tiles, w, O]
-    for band, weights in zip(bands(window, x), F43.from_kernel, strict=True):
-        row_kernel = combine(weights, kernel)[None]  # [1, kw, I, O]
-        products.append(patches(band_window(window, band), band, row_kernel))
-    return rows_from(products, window.output[0])
+    rows, along = tiled(window, x), band_window(window)
+
+    def add(total: Array, from_input: Array, from_kernel: Array, to_output: Array) -> Array:
+        row_kernel = weighted(from_kernel, kernel)[None]  # [1, kw, I, O]
+        product = patches(along, band(rows, from_input), row_kernel)  # [B, tiles, w, O]
+        return total + to_output[None, None, :, None, None] * product[:, :, None]
+
+    zeros = jnp.zeros((len(x), tiles_of(window), F43.tile, window.output[1], kernel.shape[3]), x.dtype)
+    return rows_from(over_bands(add, zeros), window.output[0])
 
 
 def dense_matrix(window: Window, kernel: Array) -> Array:

@@ -11,7 +11,7 @@ from jax import lax
 from gradalign_jax.ops.forms import dense_matrix, materialized
 from gradalign_jax.ops.matmul import product
 from gradalign_jax.ops.window import LAYOUT, Form, Window, dilated_pads, gradient_window, pad
-from gradalign_jax.ops.winograd import F43, bands, combine, rows_from
+from gradalign_jax.ops.winograd import F43, band, over_bands, rows_from, tiled, tiles_of, weighted
 from gradalign_jax.types import Array
 
 
@@ -65,14 +65,18 @@ def winograd(window: Window, g: Array, kernel: Array) -> Array:
     than the products where channels are many and pixels few.
     """
     back, taps = gradient_window(window), window.kernel[1]
-    products: list[Array] = []  # 6 x [B, tiles, W, I]
-    for band, weights in zip(bands(back, g), F43.from_kernel, strict=True):
-        row_kernel = combine(weights, kernel[::-1])  # [kw, I, O], flipped along the rows only
-        padded = pad(band, ((0, 0), back.pads[1]))  # [B, tiles, W + kw - 1, O]
-        views = [padded[:, :, tap : tap + window.image[1]] for tap in range(taps)]  # kw x [B, tiles, W, O]
-        summands = [product(view, row_kernel[taps - 1 - tap].T) for tap, view in enumerate(views)]
-        products.append(sum(summands))  # type: ignore[arg-type]  # sum starts at 0
-    return rows_from(products, window.image[0])
+    rows = tiled(back, pad(g, ((0, 0), back.pads[1])))  # [B, 4 tiles + 2, W + kw - 1, O]
+
+    def add(total: Array, from_input: Array, from_kernel: Array, to_output: Array) -> Array:
+        row_kernel = weighted(from_kernel, kernel[::-1])  # [kw, I, O], flipped along the rows only
+        seen = band(rows, from_input)  # [B, tiles, W + kw - 1, O]
+        views = [seen[:, :, tap : tap + window.image[1]] for tap in range(taps)]  # kw x [B, tiles, W, O]
+        products = [product(view, row_kernel[taps - 1 - tap].T) for tap, view in enumerate(views)]
+        gradient: Array = sum(products)  # type: ignore[assignment]  # sum starts at 0
+        return total + to_output[None, None, :, None, None] * gradient[:, :, None]
+
+    zeros = jnp.zeros((len(g), tiles_of(back), F43.tile, window.image[1], kernel.shape[2]), g.dtype)
+    return rows_from(over_bands(add, zeros), window.image[0])
 
 
 def by_phase(window: Window, g: Array, kernel: Array, stride_one: Form) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from gradalign_jax.ops.window import LAYOUT, Form, Window, dense_taps, gradient_window, pad, patches_of
-from gradalign_jax.ops.winograd import F43, band_window, bands, combine, rows_apart
+from gradalign_jax.ops.winograd import F43, band, band_window, over_bands, rows_apart, tiled, weighted
 from gradalign_jax.types import Array
 
 _GROUP = 5 * 2**16  # image floats per pass of `in_groups`, so that all arrays of a pass fit the caches
@@ -66,13 +66,17 @@ def winograd(window: Window, x: Array, g: Array) -> Array:
 
     Patches are made of the images or the output gradients, whichever have fewer channels.
     """
-    rows = rows_apart(g)  # 4 x [B, tiles, w, O]
-    gradients = []  # 6 x [kw, I, O], of the row kernels
-    for band, weights in zip(bands(window, x), zip(*F43.to_output, strict=True), strict=True):
-        spread = combine(weights, rows)  # [B, tiles, w, O], the gradient of this band's product
-        one = few_outputs if g.shape[-1] < x.shape[-1] else partial(patches, limit=np.inf)
-        gradients.append(one(band_window(window, band), band, spread)[0])
-    return jnp.stack([combine(weights, gradients) for weights in zip(*F43.from_kernel, strict=True)])
+    rows, parts, along = tiled(window, x), rows_apart(g), band_window(window)
+    one = few_outputs if g.shape[-1] < x.shape[-1] else partial(patches, limit=np.inf)
+
+    def add(total: Array, from_input: Array, from_kernel: Array, to_output: Array) -> Array:
+        # [B, tiles, w, O], the gradient of this band's product
+        spread = weighted(to_output, [parts[:, :, row] for row in range(F43.tile)])
+        gradient = one(along, band(rows, from_input), spread)  # [1, kw, I, O], of the row kernel
+        return total + from_kernel[:, None, None, None] * gradient
+
+    zeros = jnp.zeros((*window.kernel, x.shape[-1], g.shape[-1]), g.dtype)
+    return over_bands(add, zeros)
 
 
 def cells(window: Window, x: Array, g: Array) -> Array:

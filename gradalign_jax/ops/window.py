@@ -64,15 +64,20 @@ def pad(x: Array, pads: Pads) -> Array:
 
 def patches_of(window: Window, x: Array, rows: range) -> Array:
     """Return the pixels that each output reads through the live taps of these kernel rows, `[B, h, w, taps * I]`."""
-    stride, (height, width) = window.stride, window.output
-    x = pad(x, window.pads)
-    views = []
-    for row in rows:
-        for column in window.live_taps(1):
-            last = (row + (height - 1) * stride + 1, column + (width - 1) * stride + 1)
-            strides = (1, stride, stride, 1)
-            views.append(lax.slice(x, (0, row, column, 0), (len(x), *last, x.shape[-1]), strides))
-    return jnp.concatenate(views, axis=-1)
+    x, columns = pad(x, window.pads), window.live_taps(1)
+    if len(rows) * len(columns) <= 9:
+        return jnp.concatenate([_view(window, x, (row, column)) for row in rows for column in columns], axis=-1)
+    # Along the columns, then along the rows: 7 + 7 views instead of 49 compile faster.
+    seen = jnp.concatenate([_view(window, x, (None, column)) for column in columns], axis=-1)
+    return jnp.concatenate([_view(window, seen, (row, None)) for row in rows], axis=-1)
+
+
+def _view(window: Window, x: Array, taps: tuple[int | None, int | None]) -> Array:
+    """Return the pixels of padded images that every output reads through one tap; None leaves an axis as it is."""
+    for axis, (tap, out) in enumerate(zip(taps, window.output, strict=True), start=1):
+        if tap is not None:
+            x = lax.slice_in_dim(x, tap, tap + (out - 1) * window.stride + 1, window.stride, axis)
+    return x
 
 
 def dense_taps(window: Window) -> list[list[tuple[int, int] | None]]:

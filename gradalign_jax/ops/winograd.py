@@ -8,10 +8,11 @@ Along the rows only, the products become convolutions of rows: one for each of t
 the input rows of every tile of m output rows. Reference: Lavin & Gray, arXiv:1509.09308.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from gradalign_jax.ops.window import Window, pad
 from gradalign_jax.types import Array
@@ -65,31 +66,54 @@ def combine(weights: Sequence[float], arrays: Sequence[Array] | Array) -> Array:
     return sum(w * a for w, a in zip(weights, arrays, strict=True) if w)
 
 
-def bands(window: Window, x: Array) -> list[Array]:
-    """Return the 6 bands of images for F(4, 3), `[B, H, W, I]` to `[B, tiles, W, I]` each; a tile is 4 output rows."""
-    tile, tiles = F43.tile, -(-window.output[0] // F43.tile)
-    low = window.pads[0][0]
-    # [B, 4 tiles + 2, W, I]: tile t reads the rows 4t ... 4t + 5.
-    x = pad(x, ((low, tiles * tile + 2 - low - x.shape[1]), (0, 0)))
-    # 6 x [B, tiles, W, I]: row r of every tile.
-    rows = [x[:, row : row + (tiles - 1) * tile + 1 : tile] for row in range(tile + 2)]
-    return [combine(weights, rows) for weights in F43.from_input]
+def tiled(window: Window, x: Array) -> Array:
+    """Return images `[B, H, W, I]` with the rows that their tiles read, `[B, 4 tiles + 2, W, I]`.
+
+    A tile is 4 output rows; tile t reads the rows 4t ... 4t + 5.
+    """
+    low, height = window.pads[0][0], F43.tile * tiles_of(window) + 2
+    # Without the barrier XLA would slice the rows of all tiles before the loop over bands, six copies.
+    return lax.optimization_barrier(pad(x, ((low, height - low - x.shape[1]), (0, 0))))
 
 
-def band_window(window: Window, band: Array) -> Window:
+def tiles_of(window: Window) -> int:
+    """Return the number of tiles, of which the last may reach beyond the output."""
+    return -(-window.output[0] // F43.tile)
+
+
+def band(rows: Array, weights: Array) -> Array:
+    """Return one of the 6 bands of `tiled` images, `[B, tiles, W, I]`: the weighted sum of the rows of every tile."""
+    last = rows.shape[1] - 2 - F43.tile
+    return weighted(weights, [rows[:, row : row + last + 1 : F43.tile] for row in range(F43.tile + 2)])
+
+
+def over_bands(add: Callable[[Array, Array, Array, Array], Array], total: Array) -> Array:
+    """Return the total after `add(total, from_input [6], from_kernel [3], to_output [4])` for each of the 6 bands.
+
+    A loop, because a program's compile time grows with the number of its kernels.
+    """
+    tables = F43.from_input, F43.from_kernel, tuple(zip(*F43.to_output, strict=True))
+    columns = tuple(jnp.asarray(table, total.dtype) for table in tables)
+    return lax.scan(lambda total, weights: (add(total, *weights), None), total, columns)[0]
+
+
+def weighted(weights: Array, arrays: Sequence[Array] | Array) -> Array:
+    """Return the sum of arrays, with weights `[n]` that are themselves an array."""
+    return sum(weights[i].astype(a.dtype) * a for i, a in enumerate(arrays))  # type: ignore[return-value]  # starts at 0
+
+
+def band_window(window: Window) -> Window:
     """Return the window of the convolution along the columns that remains for each band."""
-    return Window((band.shape[1], band.shape[2]), (1, window.kernel[1]), 1, ((0, 0), window.pads[1]))
+    return Window((tiles_of(window), window.image[1]), (1, window.kernel[1]), 1, ((0, 0), window.pads[1]))
 
 
-def rows_from(products: Sequence[Array], height: int) -> Array:
-    """Return the output rows from the products of the 6 bands: `[B, tiles, W, O]` each to `[B, height, W, O]`."""
-    # [B, tiles, 4, W, O]
-    rows = jnp.stack([combine(weights, products) for weights in F43.to_output], axis=2)
-    return rows.reshape(len(rows), -1, *rows.shape[3:])[:, :height]
+def rows_from(total: Array, height: int) -> Array:
+    """Return the rows of all tiles one after the other, `[B, tiles, 4, W, O]` to `[B, height, W, O]`."""
+    return total.reshape(len(total), -1, *total.shape[3:])[:, :height]
 
 
-def rows_apart(g: Array) -> list[Array]:
-    """Return row 0 ... 3 of every tile, `[B, H, W, O]` to `[B, tiles, W, O]` each; missing rows are zeros."""
+def rows_apart(g: Array) -> Array:
+    """Return the rows of each tile, `[B, H, W, O]` to `[B, tiles, 4, W, O]`; missing rows are zeros."""
     missing = -g.shape[1] % F43.tile
     g = jnp.pad(g, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    return [g[:, row :: F43.tile] for row in range(F43.tile)]
+    return g.reshape(len(g), -1, F43.tile, *g.shape[2:])

@@ -1,6 +1,7 @@
 """Pictures of a run: error over ε, input gradients beside their images, and rows of images.
 
-They look alike for every user: neither a matplotlibrc nor a notebook's backend has an effect.
+They look alike for every user: neither a matplotlibrc nor a notebook's backend has an effect. Matplotlib, a
+third of a run's imports, is imported when the first picture is drawn.
 """
 
 import io
@@ -9,12 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from absl import logging
-from matplotlib import image as raster
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from gradalign_jax.errors import first_line
 from gradalign_jax.paper import SPHERES_SHAPE
@@ -37,6 +34,10 @@ def _panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> I
     Raises:
       RunError: if the file cannot be written.
     """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         figure = Figure(figsize=size, layout="constrained")
@@ -125,6 +126,8 @@ def draw_projections(path: Path, image: Any, projected: Any, label: Any) -> None
 
 def draw_mosaic(path: Path, rows: Any, gap: int = 2) -> None:
     """Draw images `[rows, columns, H, W, C]` in [-1, 1] pixel by pixel, `gap` white pixels apart."""
+    from matplotlib import image as raster
+
     rows = np.pad(np.asarray(rows, np.float32), ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1)
     height, width = rows.shape[0] * rows.shape[2], rows.shape[1] * rows.shape[3]
     mosaic = rows.transpose(0, 2, 1, 3, 4).reshape(height, width, rows.shape[-1])

@@ -82,7 +82,8 @@ class ClassifierRun:
 
     def fresh_state(self) -> training.TrainState:
         """Return the state of step 0, on the host."""
-        state = training.create_state(self.classifier, create_optimizer(self.config), self.stream(Stream.INIT))
+        create = partial(training.create_state, self.classifier, create_optimizer(self.config))
+        state = loop.fresh(create, self.stream(Stream.INIT))
         path = self.config.model.pretrained
         if path:
             state = state._replace(variables=pretrained.load(path, state.variables))

@@ -75,7 +75,8 @@ class VRGANRun:
 
     def fresh_state(self) -> vrgan.VRGANState:
         """Return the state of step 0, on the host."""
-        state = vrgan.create_state(self.generator, self.critic, self.optimizer, self.stream(_INIT))
+        create = partial(vrgan.create_state, self.generator, self.critic, self.optimizer)
+        state = loop.fresh(create, self.stream(_INIT))
         path = self.config.model.pretrained
         if path:
             state = state._replace(critic=pretrained.load(path, state.critic))

@@ -20,7 +20,7 @@ PRECISION = {
     "training": "tf32",  # gradients of parameters; a GAN also accepts bfloat16
     "attack": "bfloat16",  # the attack in PGD training
     "evaluation": "auto",  # PGD's steps in validation and test
-    "square": "tf32",  # Square Attack's queries: bfloat16 hides its small gains (launch/README.md)
+    "square": "tf32",  # Square Attack's queries: bfloat16 hides its small gains (launch/compiled.md)
     "projection": "tf32",  # the search for latents; rounds like the authors' float16 factors
 }
 # Which of them each task has.

@@ -1,7 +1,7 @@
 """Our attacks beside adv-lib's, on real classifiers: `python launch/parity.py RUN|TAR ...`.
 
 RUN is the directory of a finished classifier run of MNIST or MNIST-3/5, TAR advertorch's source distribution
-(launch/lenet.py). What the rows compare: launch/README.md, "Parity with adv-lib".
+(launch/lenet.py). What the rows compare: launch/suites.md, "Parity with adv-lib".
 """
 
 import argparse

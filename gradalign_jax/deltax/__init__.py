@@ -17,7 +17,7 @@ Each has a constructor `make(...)` that returns `delta_x(image, label, target, i
 `make(...)` or `make_fast(...)` returns `project(generate_fn, image, target) -> z`, and
 `delta_x(generate_fn, image, target, z)` is the vector.
 
-`python launch/deltax.py` scores them; launch/README.md has the tables, and which one to use.
+`python launch/deltax.py` scores them; launch/estimators.md has the tables, and which one to use.
 
 To add an estimator, add a file with such a `make`, and a row in the table of tests/test_deltax.py. The function must be
 traceable by `jax.jit` and treat each image of the batch on its own. Large arrays belong in a `jax.tree_util.Partial`,

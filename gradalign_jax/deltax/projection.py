@@ -68,7 +68,7 @@ def make_fast(
     """Build a `project` as `make` does, of one phase: Adam with the penalty, its rate falling to 0 along a cosine.
 
     With 2.5 times the paper's learning rate and short averages (b1 = .8, b2 = .95), a third of its steps were enough
-    (launch/README.md).
+    (launch/projection.md).
     """
 
     def project(generate_fn: GenerateFn, image: Array, target: Array) -> Array:

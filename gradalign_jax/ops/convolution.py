@@ -84,7 +84,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return input_gradient(window, x, kernel)
 
 
-# Measured: launch/README.md, "How the CPU's convolution forms were chosen".
+# Measured: launch/speed.md, "How the CPU's convolution forms were chosen".
 def choose(window: Window, inputs: int, outputs: int) -> Form:
     """Return the form that measures fastest on a CPU for this window and these channels."""
     pixels, narrow, taps = prod(window.image), min(inputs, outputs), prod(window.kernel)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradalign_jax.paths import is_remote, make_folder
+from gradalign_jax.paths import create_object, is_remote, make_folder
 
 BEATS = 6  # renewals in the time after which a lease expires
 
@@ -56,18 +56,20 @@ class Lease(NamedTuple):
             self.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def held(self, expiry: float) -> Iterator[None]:
+    def held(self, expiry: float) -> Iterator["Lease"]:
         """Renew the lease in the background, and release it at the end of the context."""
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(expiry / BEATS) and self.renew():
-                pass
+            while not done.wait(expiry / BEATS):
+                with contextlib.suppress(Exception):  # of a bucket's package: the next beat tries again
+                    if not self.renew():
+                        return
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
-            yield
+            yield self
         finally:
             done.set()
             thread.join()
@@ -94,10 +96,7 @@ def claim(path: Path, expiry: float) -> Lease | None:
     content = json.dumps({"token": lease.token, "worker": name(), "since": time.time()})
     try:
         if is_remote(path):
-            import fsspec
-
-            files, inside = fsspec.core.url_to_fs(os.fspath(path))
-            files.pipe_file(inside, content.encode(), mode="create")  # fails where it exists
+            create_object(path, content)
         else:
             with open(path, "x") as file:
                 file.write(content)
@@ -108,7 +107,7 @@ def claim(path: Path, expiry: float) -> Lease | None:
 
 def _put_aside(path: Path, expired: str | None) -> bool:
     """Remove an expired lease; return False where another process was faster."""
-    aside = path.with_name(f"{path.name}.{secrets.randbits(64)}")
+    aside = path.with_name(f".{path.name.lstrip('.')}.{secrets.randbits(64)}")
     try:
         os.rename(path, aside)  # of several processes, one succeeds
         if read(aside).get("token") != expired:  # it was taken over since the look

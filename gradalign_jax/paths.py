@@ -73,6 +73,18 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def create_object(path: Path, content: str) -> None:
+    """Write an object in a bucket.
+
+    Raises:
+      FileExistsError: if there is one.
+    """
+    import fsspec
+
+    files, inside = fsspec.core.url_to_fs(os.fspath(path))
+    files.pipe_file(inside, content.encode(), mode="create")
+
+
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
     """Yield a local file with the content of `path`: itself, or a temporary copy of an object.

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -95,6 +96,11 @@ def least(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(jax.numpy.asarray(value, "float32")).min())
+
+
+def of_first(tree: Any) -> Any:
+    """Return the first process's arrays; every process must call this."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def check_same(what: str, value: str) -> None:

@@ -123,8 +123,10 @@ def kind_of(label: str) -> str:
 
 def load(name: str, images: int) -> Case:
     """Load a data set and the first `images` test images, in whole blocks."""
-    images = max(images - images % BLOCK, min(images, BLOCK))
     dataset = data.load(name)
+    if dataset.sample is None:
+        images = min(images, len(dataset.splits["test"].label))
+    images = max(images - images % BLOCK, min(images, BLOCK))
     if dataset.sample is None:
         test = Batch(*(rows[:images] for rows in dataset.splits["test"]))
     else:
@@ -157,7 +159,7 @@ def estimators(case: Case, runs: Runs, encoder_penalty: float | None) -> dict[st
         known["vrgan"] = lambda: estimates.load_residual(runs.vrgan[name], case.dataset).delta_x
     return known | {
         "teacher": lambda: teacher.make(load_teacher(case, runs), EPSILON.get(name, 10.0)),
-        "score": lambda: score.make(*examples, sigma=1.5 * float(np.std(examples[0]))),
+        "score": lambda: score.make(*examples),
         "transport": lambda: transport.make(*examples),
         "patch, simplex of 8": lambda: patch.make(*examples, k=8),
         "patch, affine of 8": lambda: patch.make(*examples, k=8, hull="affine"),

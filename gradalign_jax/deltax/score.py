@@ -22,7 +22,7 @@ TRAINED = True  # `make` trains a network, which a run keeps
 def make(
     images: np.ndarray | Array,
     labels: np.ndarray | Array,
-    sigma: float = 1.0,
+    sigma: float | None = None,
     steps: int = 2000,
     noises: int = 4,
     hidden: int = 1024,
@@ -34,7 +34,7 @@ def make(
     Args:
       images: float `[N, ...]`, to train on, in the range of the images that Δx is taken of.
       labels: int `[N]`, with at least one image of every class 0 .. K - 1.
-      sigma: standard deviation of the noise, in the units of the images.
+      sigma: standard deviation of the noise, in the units of the images; None: 1.5 times that of their pixels.
       steps: number of training steps, with Adam and a learning rate that falls to 0 as a cosine.
       noises: number of noises that Δx averages over, the same ones for all images.
       hidden: units of each hidden layer.
@@ -44,6 +44,8 @@ def make(
     Raises:
       ValueError: if a number is not above 0, and as `check_examples`.
     """
+    if sigma is None:
+        sigma = 1.5 * float(np.std(images))
     if not min(sigma, steps, noises) > 0:
         raise ValueError(f"sigma, steps and noises must be > 0, got sigma={sigma}, steps={steps}, noises={noises}")
     classes = len(check_examples(images, labels))

@@ -98,7 +98,7 @@ def measure(
 
 def stages(evaluation: Evaluation, suite: Suite, classes: int, bounds: tuple[float, float]) -> list[Stage]:
     """Return the attacks of a suite, in order."""
-    evaluation = evaluation.resized(max(evaluation.block // _PARTS, _LEAST_BLOCK))
+    evaluation = evaluation.resized(max(evaluation.block // _PARTS, min(evaluation.block, _LEAST_BLOCK)))
     count = min(suite.targets, classes - 1)
     loss = "dlr" if classes >= _DLR_CLASSES else "margin"
     towards = apgd.search(suite.norm, suite.steps, 1, loss, bounds=bounds)
@@ -257,6 +257,8 @@ def _points(
             return listed | {"distance": results.finite(distance), "seconds": [each] * len(place)}
 
         value = remember(Point(measure, float(epsilon), range(first, first + len(place)), compute))
+        if len(value["distance"]) != len(place):  # of an older version, which made blocks of another size
+            value = compute()
         yield place, value | {"distance": [np.inf if d is None else d for d in value["distance"]]}
 
 

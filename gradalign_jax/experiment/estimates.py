@@ -77,7 +77,13 @@ def _from_training_images(name: str, dataset: data.Dataset, options: dict[str, A
         made = module.make(*examples, **options)
         return made if isinstance(made, Partial) else Partial(made)
 
-    return Estimate(kept.once(folder if getattr(module, "TRAINED", False) else None, described, make), described)
+    if not getattr(module, "TRAINED", False):
+        return Estimate(make(), described)
+    return Estimate(kept.once(folder, described | {"data": _digest(examples)}, make), described)
+
+
+def _digest(examples: tuple[np.ndarray, np.ndarray]) -> str:
+    return weights.digest(dict(zip(("images", "labels"), examples, strict=True)))
 
 
 def training_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -156,8 +162,9 @@ def load_encoder(
     generate = artifacts.generate_fn(biggan_folded.fold(variables), dataset.image_shape[0])
     options = {"penalty": penalty} if penalty else {}
     source = {"source": "encoder", **{name: described[name] for name in ("digest", "run")}, **options}
-    make = partial(encoder.make, generate, *training_images(dataset), latent_dim=described["latent_dim"], **options)
-    return Estimate(kept.once(folder, source, make), source)
+    examples = training_images(dataset)
+    make = partial(encoder.make, generate, *examples, latent_dim=described["latent_dim"], **options)
+    return Estimate(kept.once(folder, source | {"data": _digest(examples)}, make), source)
 
 
 def _check_covers(

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gradalign_jax.deltax import projection
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts
 from gradalign_jax.experiment.pairs import lay_out, select
-from gradalign_jax.lease import BEATS
+from gradalign_jax.lease import BEATS, Lease
 from gradalign_jax.models import biggan_folded
 from gradalign_jax.ops import precision
 from gradalign_jax.storage import shards
@@ -124,7 +125,8 @@ class Latents:
             )
         arrays = {"z": z, "loss": loss, "index": index, "image": self.image_hash[row], "target": target}
         if held := self.store.shard(shard):
-            arrays = {name: np.concatenate([held[name], rows]) for name, rows in arrays.items()}
+            new = ~np.isin(pair, self.pairs.find(held["index"], held["target"]))  # another process may have been faster
+            arrays = {name: np.concatenate([held[name], rows[new]]) for name, rows in arrays.items()}
             order = np.argsort(self.pairs.find(arrays["index"], arrays["target"]))
             arrays = {name: rows[order] for name, rows in arrays.items()}
         self.store.write(shard, **arrays)
@@ -219,24 +221,30 @@ class Latents:
           OutOfMemoryError: if a block does not fit into a device's memory.
           RunError: if a search diverged, or a shard cannot be written.
         """
-        size = self.store.identity["shard"]
+        size, asked = self.store.identity["shard"], missing
         while len(missing):
-            left = []
-            for number in np.unique(missing // size):
-                own = missing[missing // size == number]
-                lease = self.store.lease(int(number), EXPIRY)
-                if lease is None:
-                    left.append(own)
-                    continue
-                with lease.held(EXPIRY):
-                    self.fill(np.setdiff1d(own, self.held(int(number))))
-            missing = np.concatenate(left) if left else missing[:0]
-            if len(missing):  # others compute them; those that die leave them to this process
+            with ExitStack() as stack:
+                leases: dict[int, Lease] = {}
+                for number in map(int, np.unique(missing // size)):
+                    lease = self.store.lease(number, EXPIRY) if len(leases) < len(self.devices) else None
+                    if lease:
+                        leases[number] = stack.enter_context(lease.held(EXPIRY))
+                own = np.isin(missing // size, list(leases))
+                held = [self.held(number) for number in leases]
+                self.fill(np.setdiff1d(missing[own], np.concatenate(held) if held else []).astype(int), leases)
+            missing = missing[~own]
+            if not len(missing):  # a lease that was lost, or a shard that was damaged, leaves some
+                missing = np.intersect1d(asked, self.missing())
+            elif not leases:  # others compute them; those that die leave them to this process
                 stopping.check()
                 time.sleep(min(10.0, EXPIRY / BEATS))
 
-    def fill(self, missing: np.ndarray) -> None:
+    def fill(self, missing: np.ndarray, leases: Mapping[int, Lease] | None = None) -> None:
         """Compute pairs that the store lacks, `[n]` ascending; write each shard when its last one is there.
+
+        Args:
+          missing: numbers of the pairs.
+          leases: those of the shards, if the store is shared; a shard whose lease was lost is not written.
 
         Raises:
           OutOfMemoryError: if a block does not fit into a device's memory.
@@ -253,7 +261,10 @@ class Latents:
                     own = numbers // size == shard
                     parts = found.setdefault(int(shard), [])
                     parts.append((numbers[own], z[own], loss[own]))
-                    if sum(len(part[0]) for part in parts) == awaited[shard]:
-                        self.write(int(shard), *map(np.concatenate, zip(*found.pop(int(shard)), strict=True)))
+                    if sum(len(part[0]) for part in parts) < awaited[shard]:
+                        continue
+                    done = map(np.concatenate, zip(*found.pop(int(shard)), strict=True))
+                    if not leases or leases[int(shard)].renew():
+                        self.write(int(shard), *done)
                 bar.update(len(numbers))
                 bar.set_postfix({"loss": f"{loss.mean():.4f}"}, refresh=False)

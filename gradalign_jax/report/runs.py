@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from gradalign_jax import paths, records
@@ -115,12 +115,12 @@ def is_directory_of(directory: str, run: Run) -> bool:
 
     A run that was moved since is recognized by the last three parts of its path.
     """
-    path = paths.as_path(directory)
+    path, remote = PurePosixPath(directory), paths.is_remote(directory)
     if not path.name:
         return False
-    if paths.real(path) == paths.real(run.path):
+    if paths.real(directory) == paths.real(run.path):
         return True
-    return not path.exists() and path.parts[-3:] == run.path.parts[-3:]
+    return (remote or not os.path.exists(directory)) and path.parts[-3:] == run.path.parts[-3:]  # asks no bucket
 
 
 def linked(runs: Sequence[Run]) -> list[Run]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gradalign_jax.errors import RunError
-from gradalign_jax.paths import is_remote
+from gradalign_jax.paths import create_object, is_remote
 
 # .NAME.NUMBER, the name of a file while it is written.
 _TEMPORARY = re.compile(r"\..+\.\d+")
@@ -56,6 +56,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another --workdir"
         ) from error
+
+
+def create(path: Path, content: str) -> None:
+    """Write a whole file unless there is one; of several processes, one succeeds.
+
+    Raises:
+      RunError: if the file cannot be written.
+    """
+    if is_remote(path):
+        with suppress(FileExistsError):
+            create_object(path, content)
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.randbits(64)}")
+    write_atomically(temporary, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove_temporary_files(folder: Path, older: float = 0.0) -> None:

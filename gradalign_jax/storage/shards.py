@@ -18,7 +18,7 @@ from absl import logging
 from gradalign_jax import config_keys, lease, paths, records
 from gradalign_jax.errors import RunError
 from gradalign_jax.storage import weights
-from gradalign_jax.storage.atomic import remove_temporary_files, write_atomically
+from gradalign_jax.storage.atomic import create, remove_temporary_files, write_atomically
 
 _ABANDONED = 86_400.0  # seconds without a change after which a temporary file of a shared store has lost its writer
 
@@ -102,10 +102,14 @@ def claim(folder: Path, identity: Mapping[str, Any], shared: bool = False) -> St
         paths.make_folder(folder)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; choose another --workdir") from error
-    if not (folder / "identity.json").exists():
-        write_atomically(folder / "identity.json", json.dumps(records.seal(identity), indent=1, sort_keys=True))
     remove_temporary_files(folder, _ABANDONED if shared else 0.0)
+    file = folder / "identity.json"
+    if not file.exists():
+        write = create if shared else write_atomically
+        write(file, json.dumps(records.seal(identity), indent=1, sort_keys=True))
     found = find(folder)
+    if shared:  # the first process chose the size of a shard
+        identity["shard"] = found.identity["shard"]
     changed = config_keys.changes(found.identity, identity)
     if changed:
         raise RunError(f"{folder} was made with another {config_keys.described(changed)}: choose another --workdir")

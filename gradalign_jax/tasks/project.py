@@ -50,6 +50,8 @@ class ProjectRun:
         self.config, self.workdir, shared = config, workdir, config.project.shared
         if shared and jax.process_count() > 1:
             raise RunError("config.project.shared is for runs of one process each: start them one by one")
+        if shared and (paths.as_path(shared) / "config.json").exists():
+            raise RunError(f"config.project.shared={shared!r} is a run's own directory, give another")
         self.dataset = batches.load(config)
         _, self.variables, self.described = artifacts.load_gan(config.project.generator, config.project.ema)
         check_generator(config.project.generator, self.described, self.dataset)

@@ -80,7 +80,7 @@ def score_all(arguments: argparse.Namespace) -> None:
     """
     datasets = arguments.data or DATA
     runs = deltax_runs.sort(arguments.generator, arguments.judge, arguments.teacher, datasets)
-    trainings = align_flags(datasets, runs, arguments.align)
+    trainings = align_flags(datasets, runs, arguments.align, arguments.encoder_penalty)
     only = [*arguments.only, *arguments.align] if arguments.only else None
     for name in datasets:
         case = load(name, arguments.images)
@@ -147,8 +147,7 @@ def estimators(case: Case, runs: Runs, encoder_penalty: float | None) -> dict[st
     gan = runs.gan.get(name, runs.gan.get("mnist") if name in DIGITS else None)
     if gan:
         generate, latent_dim = load_generator(gan, case.dataset)
-        penalty = PENALTY.get(name, 1.5)
-        own = penalty if encoder_penalty is None else encoder_penalty
+        penalty, own = PENALTY.get(name, 1.5), encoder_weight(name, encoder_penalty)
         trained = cache(lambda: encoder.make(generate, *examples, latent_dim, penalty=own))
         known |= {
             "projection": lambda: projected(generate, latent_dim, penalty),
@@ -168,6 +167,11 @@ def estimators(case: Case, runs: Runs, encoder_penalty: float | None) -> dict[st
         "centroid": lambda: centroid.make(*examples),
         "sample": lambda: sample.make(*examples),
     }
+
+
+def encoder_weight(name: str, given: float | None) -> float:
+    """Return the encoder's λ: the given one, or the projection's."""
+    return PENALTY.get(name, 1.5) if given is None else given
 
 
 def measure(
@@ -215,7 +219,9 @@ def in_blocks(delta_x: DeltaX, batch: tuple[np.ndarray, ...]) -> tuple[np.ndarra
 # ---- training
 
 
-def align_flags(datasets: Iterable[str], runs: Runs, wanted: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+def align_flags(
+    datasets: Iterable[str], runs: Runs, wanted: Iterable[str], encoder_penalty: float | None = None
+) -> dict[str, dict[str, list[str]]]:
     """Return the flags of each wanted training by data set and estimator.
 
     Raises:
@@ -224,7 +230,7 @@ def align_flags(datasets: Iterable[str], runs: Runs, wanted: Iterable[str]) -> d
     found: dict[str, dict[str, list[str]]] = {name: {} for name in datasets if name in ALIGN}
     for estimator in wanted:
         for name, flags in found.items():
-            if (own := _delta_x_flags(estimator, name, runs)) is not None:
+            if (own := _delta_x_flags(estimator, name, runs, encoder_penalty)) is not None:
                 flags[estimator] = own
         if not any(estimator in flags for flags in found.values()):
             kind = DIRECTORIES.get(estimator)
@@ -234,8 +240,8 @@ def align_flags(datasets: Iterable[str], runs: Runs, wanted: Iterable[str]) -> d
     return found
 
 
-def _delta_x_flags(estimator: str, name: str, runs: Runs) -> list[str] | None:
-    """Return the flags of training with an estimator at its defaults, None where its run is missing."""
+def _delta_x_flags(estimator: str, name: str, runs: Runs, encoder_penalty: float | None) -> list[str] | None:
+    """Return the flags of training with an estimator as it is scored, None where its run is missing."""
     if estimator in NAMED:
         return [f"--config.delta_x.name={estimator}"]
     directory = getattr(runs, DIRECTORIES[estimator]).get(name)
@@ -245,6 +251,8 @@ def _delta_x_flags(estimator: str, name: str, runs: Runs) -> list[str] | None:
     flags = [f"--config.delta_x.{key}={directory.resolve()}"]
     if estimator == "teacher":
         flags.append(f"--config.delta_x.teacher_epsilon={EPSILON.get(name, 10.0)}")
+    if estimator == "encoder":
+        flags.append(f"--config.delta_x.penalty={encoder_weight(name, encoder_penalty)}")
     return flags if estimator == "vrgan" else by_name + flags
 
 

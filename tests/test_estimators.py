@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 
 import generators
 import gradalign_jax
@@ -17,7 +18,7 @@ from configs import spheres, squares32
 from gradalign_jax import data, deltax, models, training
 from gradalign_jax.deltax import encoder, nearest, patch, sample, score, teacher, transport
 from gradalign_jax.errors import RunError
-from gradalign_jax.experiment import artifacts, config_checks, estimates
+from gradalign_jax.experiment import artifacts, config_checks, estimates, kept
 from gradalign_jax.storage import weights
 from gradalign_jax.types import Batch
 from test_deltax import MADE, decode, examples
@@ -291,6 +292,18 @@ def test_a_run_keeps_the_network_that_it_trained(squares, runs, tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(RunError, match="is damaged"):
         estimates.load_delta_x(section, squares, "train", folder=tmp_path)
+
+
+def test_kept_arrays_keep_their_shapes(tmp_path):
+    def make():
+        return Partial(lambda scale, x: scale * x, jnp.float32(2.5))
+
+    described = {"source": "scale"}
+    first, second = (kept.once(tmp_path, described, make) for _ in range(2))
+    assert first.args[0].shape == second.args[0].shape == ()
+    assert first(3.0) == second(3.0) == 7.5
+    with pytest.raises(RunError, match="holds another estimator's arrays"):
+        kept.once(tmp_path, described, lambda: Partial(make().func, jnp.ones(3)))
 
 
 def test_sampled_data_sets_have_examples():

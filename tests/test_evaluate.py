@@ -111,7 +111,7 @@ def test_a_suite_measures_what_the_library_call_does_and_survives_kills(trained,
     settings = {"suite": "autoattack", "norm": "l2", "suite_steps": 6, "suite_queries": 20, "square_queries": 0}
     config = evaluation(trained, **{f"evaluate.{name}": value for name, value in settings.items()})
     config.evaluate.cw_images, config.evaluate.l2_epsilons = 0, (0.2, 0.8, 1.6)
-    record, deadly = Workdir.point, [("apgd_t_l2", 16), ("fab_t_l2", 0), ("square_l2", 0)]
+    record, deadly = Workdir.point, [("apgd_t_l2", 20), ("fab_t_l2", 0), ("square_l2", 0)]
     made = []
 
     def record_then_die(self, **values):

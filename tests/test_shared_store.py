@@ -1,5 +1,6 @@
 """Projection runs that fill one store together: each shard by one process; a killed one's shard by another."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -10,10 +11,11 @@ import pytest
 
 from configs import squares32
 from generators import lively
-from gradalign_jax import data
+from gradalign_jax import data, lease
 from gradalign_jax.errors import RunError
 from gradalign_jax.experiment import artifacts, batches, config_checks, latents
 from gradalign_jax.storage import shards, weights
+from gradalign_jax.storage.atomic import create
 from gradalign_jax.storage.workdir import Workdir
 from gradalign_jax.tasks import project
 
@@ -126,7 +128,8 @@ def test_a_shard_that_another_has_written_since_is_not_computed_again(folder, mo
     fill(folder, "first", str(folder / "shared"))
     written = []
     monkeypatch.setattr(shards.Store, "write", lambda self, number, **arrays: written.append(number))
-    monkeypatch.setattr(latents.Latents, "missing", lambda self: np.arange(4))  # as of before the first run
+    answers = [np.arange(4), np.zeros(0, int)]  # the first as of before the first run
+    monkeypatch.setattr(latents.Latents, "missing", lambda self: answers.pop(0))
     fill(folder, "second", str(folder / "shared"))
     assert not written
 
@@ -135,3 +138,67 @@ def test_one_run_of_several_processes_is_refused(folder, monkeypatch):
     monkeypatch.setattr(project.jax, "process_count", lambda: 2)
     with pytest.raises(RunError, match=r"config\.project\.shared is for runs of one process"):
         fill(folder, "run", str(folder / "shared"))
+
+
+def test_pairs_that_another_process_wrote_are_not_written_twice(folder):
+    """As a process does that was stopped for longer than its lease, and whose shard was taken over."""
+    fill(folder, "first", str(folder / "shared"))
+    store = shards.find(folder / "shared" / "store")
+    before = (store.folder / "000000.safetensors").read_bytes()
+    held = store.shard(0)
+    written = []
+
+    def again(self, number, **arrays):
+        written.append(number)
+        weights.write(self.folder / f"{number:06d}.safetensors", arrays, shard=number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.Store, "write", again)
+        whole = np.arange(len(held["z"]))
+        patch.setattr(project.Latents, "missing", lambda self: whole[: 0 if written else None])
+        patch.setattr(project.Latents, "held", lambda self, number: np.zeros(0, int))  # as of before the takeover
+        fill(folder, "second", str(folder / "shared"))
+    assert written == [0]
+    assert (store.folder / "000000.safetensors").read_bytes() == before
+
+
+def test_a_lost_lease_writes_nothing(folder, monkeypatch):
+    held = lease.Lease.held
+
+    @contextlib.contextmanager
+    def lost_once(self, expiry):
+        with held(self, expiry) as mine:
+            if not list(folder.glob("shared/store/*.safetensors")) and not lost:
+                lost.append(self.path)
+                self.path.unlink()
+            yield mine
+
+    lost, written, write = [], [], shards.Store.write
+
+    def logged(self, number, **arrays):
+        written.append(number)
+        write(self, number, **arrays)
+
+    monkeypatch.setattr(lease.Lease, "held", lost_once)
+    monkeypatch.setattr(shards.Store, "write", logged)
+    fill(folder, "run", str(folder / "shared"))
+    assert lost[0].name == "000000.lease"
+    assert sorted(written) == list(range(SHARDS))
+    assert written[-1] == 0  # not when its lease was lost, but afterwards
+
+
+def test_of_two_new_stores_one_counts(folder):
+    identity = {"rows": 24, "shard": 4, "steps": [3, 2]}
+    first = shards.claim(folder / "store", identity, shared=True)
+    second = shards.claim(folder / "store", identity | {"shard": 8}, shared=True)  # a card with more memory
+    assert first.identity == second.identity
+    create(folder / "store" / "identity.json", "too late")
+    assert shards.find(folder / "store").identity == first.identity
+    with pytest.raises(RunError, match="steps"):
+        shards.claim(folder / "store", identity | {"steps": [5, 2]}, shared=True)
+
+
+def test_a_run_s_own_directory_is_not_shared(folder):
+    fill(folder, "own")
+    with pytest.raises(RunError, match="is a run's own directory"):
+        fill(folder, "other", str(folder / "own"))

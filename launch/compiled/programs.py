@@ -111,8 +111,8 @@ def _run(name: str, task: str, changes: dict[str, Any]) -> classifier.Classifier
         estimate = _stored(dataset)
     with (
         mock.patch.object(batches, "load", lambda _: dataset),
-        mock.patch.object(estimates, "load_delta_x", lambda *_: estimate),
-        mock.patch.object(artifacts, "check_apart", lambda *_: None),
+        mock.patch.object(estimates, "load_delta_x", lambda *_, **__: estimate),
+        mock.patch.object(estimates, "check_apart", lambda *_: None),
     ):
         return classifier.ClassifierRun(config, None)
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the first p
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often tests/test_kills.py kills a run, over all tasks")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Free compiled programs after a module: they have memory mappings, and Linux allows a process 65,530."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > 15_000:
+        import jax  # after the environment is set
+
+        jax.clear_caches()
 
 
 @pytest.fixture

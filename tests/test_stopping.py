@@ -154,6 +154,6 @@ def test_an_interrupt_of_a_starting_run_is_one_line(seconds, tmp_path):
     finally:
         starting.kill()
     assert starting.returncode == 130
-    said = [line for line in errors.splitlines() if line]
+    said = [line for line in errors.splitlines() if line and "%|" not in line]  # a fast start shows its progress bar
     assert len(said) == 1, errors
     assert said[0].startswith("gradalign_jax: stopped by SIGINT")

@@ -139,7 +139,7 @@ def of_suite(
         gain, i = max((gain, i) for i, gain in enumerate(after - before))
         if gain > _NOISE:
             lines.append(
-                f"the black box beats the white box: at ε={worst['epsilons'][i]:g} Square Attack fools {gain:.1%} of "
-                "the images that every attack with gradients left; gradients mislead those attacks"
+                f"the black box beats the white box: at ε={worst['epsilons'][i]:g} Square Attack fools another "
+                f"{gain:.1%} of the images after all attacks with gradients; gradients mislead those attacks"
             )
     return lines

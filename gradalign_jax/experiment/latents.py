@@ -235,7 +235,7 @@ class Latents:
             missing = missing[~own]
             if not len(missing):  # a lease that was lost, or a shard that was damaged, leaves some
                 missing = np.intersect1d(asked, self.missing())
-            elif not leases:  # others compute them; those that die leave them to this process
+            elif not leases:  # the shards that are left are leased; a lease expires when its holder dies
                 stopping.check()
                 time.sleep(min(10.0, EXPIRY / BEATS))
 
